@@ -1,0 +1,153 @@
+"""Which row is in which batch: a pure function of (seed, epoch, global batch size), on any number of ranks."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+def epoch_order(num_rows: int, *, seed: int, epoch: int, positives: Tensor | None = None, share: float = 0.0) -> Tensor:
+    """Return the row numbers of one epoch in training order, int64 [num_rows].
+
+    With `positives` (row numbers) and a `share` between 0 and 1, about that share of the order is drawn from the
+    positives with replacement and the rest from the other rows: balanced sampling, at the same number of rows.
+    """
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+    order = torch.randperm(num_rows, generator=generator)
+    if positives is None or share <= 0 or len(positives) == 0:
+        return order
+    take_positive = torch.rand(num_rows, generator=generator) < share
+    drawn = positives[torch.randint(len(positives), (num_rows,), generator=generator)]
+    is_positive = torch.zeros(num_rows, dtype=torch.bool).index_fill_(0, positives, True)
+    negatives = order[~is_positive[order]]
+    if len(negatives) == 0:
+        return drawn
+    fill = negatives[torch.arange(num_rows) % len(negatives)]
+    return torch.where(take_positive, drawn, fill)
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TensorLoader:
+    """Batches of a table that lives as tensors on one device, cut by index.
+
+    `batch_size` is the global one: rank r of R takes every R-th row of each global batch, so that the ranks together
+    see what one process would see, each row once, with nothing padded or dropped.
+
+    With `batches_per_call` set, it yields lists of that many consecutive mini-batches, gathered by one indexing
+    operation, for a `training_step` that takes several optimizer steps; without, it yields single batches.
+
+    Resume: `state_dict` holds the position; the order needs no state. `sampler` is itself, since Lightning calls
+    `loader.sampler.set_epoch(epoch)` before each epoch.
+
+    Attributes:
+        seconds_waiting: time spent in gathering batches since the loader was made.
+        rows_seen: rows of all ranks handed out since the loader was made.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        batches_per_call: int | None = None,
+        positive_share: float = 0.0,
+    ) -> None:
+        sizes = {name: len(tensor) for name, tensor in tensors.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"tensors must have one length; got {sizes}")
+        # A table without, say, timestamps has a [rows, 0] tensor: it is sliced for free, so it stays in the batch.
+        self.tensors = dict(tensors)
+        self.num_rows = next(iter(sizes.values()))
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.batches_per_call = batches_per_call
+        self.positive_share = positive_share
+        self.epoch = 0
+        self.next_batch = 0
+        self.seconds_waiting = 0.0
+        self.rows_seen = 0
+
+    batch_sampler = None
+
+    @property
+    def sampler(self) -> "TensorLoader":
+        """Itself: Lightning looks here for `set_epoch`."""
+        return self
+
+    @property
+    def num_batches(self) -> int:
+        """Number of global mini-batches in an epoch, the last one partial."""
+        return -(-self.num_rows // self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.num_batches // (self.batches_per_call or 1))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        if epoch != self.epoch:
+            self.epoch, self.next_batch = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: epoch and number of global mini-batches already handed out."""
+        return {"epoch": self.epoch, "next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the position of `state_dict`, on any number of ranks."""
+        self.epoch, self.next_batch = int(state["epoch"]), int(state["next_batch"])
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order()
+        if self.next_batch >= self.num_batches:
+            self.next_batch = 0
+        while self.next_batch < self.num_batches:
+            start = time.perf_counter()
+            last = min(self.next_batch + (self.batches_per_call or 1), self.num_batches)
+            batches = self._gather(order, self.next_batch, last)
+            self.rows_seen += min(last * self.batch_size, self.num_rows) - self.next_batch * self.batch_size
+            self.next_batch = last
+            self.seconds_waiting += time.perf_counter() - start
+            yield batches if self.batches_per_call else batches[0]
+        if not self.shuffle:
+            self.next_batch = 0
+
+    def _order(self) -> Tensor | None:
+        if not self.shuffle:
+            return None
+        positives = self.tensors["target"].nonzero().flatten().cpu() if self.positive_share else None
+        order = epoch_order(
+            self.num_rows, seed=self.seed, epoch=self.epoch, positives=positives, share=self.positive_share
+        )
+        return order.to(next(iter(self.tensors.values())).device)
+
+    def _gather(self, order: Tensor | None, first: int, last: int) -> list[Batch]:
+        """Return this rank's part of the global mini-batches first..last-1."""
+        rank, world_size = _rank_and_world_size()
+        begin, end = first * self.batch_size, min(last * self.batch_size, self.num_rows)
+        if world_size == 1:
+            sizes = [self.batch_size] * (last - first - 1) + [end - begin - (last - first - 1) * self.batch_size]
+            rows: Tensor | slice = slice(begin, end) if order is None else order[begin:end]
+        else:
+            device = next(iter(self.tensors.values())).device
+            window = torch.arange(begin, end, device=device) if order is None else order[begin:end]
+            parts = [part[rank::world_size] for part in window.split(self.batch_size)]
+            sizes, rows = [len(part) for part in parts], torch.cat(parts)
+        taken = {
+            name: tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
+            for name, tensor in self.tensors.items()
+        }
+        columns = [tensor.split(sizes) for tensor in taken.values()]
+        return [dict(zip(taken, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -1,0 +1,391 @@
+"""Fraud detection on tables: networks, loss, calibration, thresholds and metrics as LightningModules.
+
+Shapes: B rows, F numeric and boolean columns, C categorical, T timestamps, K ensemble members.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Annotated, Any, Literal, TypedDict, Unpack
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Lt
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from models import metrics, plots
+from models.baselines import design_matrix
+from models.calibration import Calibration, Method
+from models.optim import Schedule, Steps, learning_rate, parameter_groups
+from models.tabular import MLP, FTTransformer, TabM
+
+Schema = Mapping[str, Any]
+Share = Annotated[float, Ge(0), Le(1)]
+Dropout = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Gt(0)]
+
+
+class Training(TypedDict):
+    """How a fraud network is trained, whatever its architecture.
+
+    Attributes:
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled weight decay of matrices.
+        warmup_share: share of all steps in which the rate rises linearly.
+        schedule: what the rate does after that.
+        gradient_clip: largest L2 norm of the gradient; null for none.
+        ema_decay: decay per step of the averaged weights that are evaluated and shipped; null for none.
+        loss: cross-entropy, focal (Lin et al., 2017) or logit-adjusted (Menon et al., 2021).
+        focal_gamma: focusing exponent; only with `loss=focal`.
+        positive_weight: weight of a positive row in the loss; 1 leaves it alone.
+        calibration: how probabilities are calibrated on validation.
+        compile: torch.compile the network.
+    """
+
+    lr: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+    warmup_share: Share
+    schedule: Schedule
+    gradient_clip: Annotated[float, Gt(0)] | None
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None
+    loss: Literal["bce", "focal", "logit_adjusted"]
+    focal_gamma: Annotated[float, Ge(0)]
+    positive_weight: Annotated[float, Gt(0)]
+    calibration: Method
+    compile: bool
+
+
+class FraudModule(LightningModule):
+    """Trains a network of (numeric, categorical, timestamp) -> logits [B, K]; predicts a calibrated probability.
+
+    Calibration and thresholds are fitted on the validation rows at the end of each validation epoch, so that every
+    checkpoint holds its own.
+
+    Args:
+        schema: what the data module knows of the data (columns, target, costs).
+        network: the trained network.
+        training: see `Training`.
+    """
+
+    threshold_cost: Tensor
+    threshold_budget: Tensor
+
+    def __init__(self, schema: Schema, network: nn.Module, **training: Unpack[Training]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.schema, self.training_options = schema, training
+        self.network = network
+        self.average = None if training["ema_decay"] is None else deepcopy(network).requires_grad_(False)
+        self.calibration = Calibration(training["calibration"])
+        self.register_buffer("threshold_cost", torch.tensor(0.5))
+        self.register_buffer("threshold_budget", torch.tensor(0.5))
+        rate = min(max(float(schema["target"]["rate"]), 1e-6), 1 - 1e-6)
+        self.prior_logit = float(np.log(rate / (1 - rate)))
+        self.outputs: list[dict[str, Tensor]] = []
+        self.scored: metrics.Scored | None = None
+        if training["compile"]:
+            self.network.compile()
+
+    @property
+    def scorer(self) -> nn.Module:
+        """The network that predicts: the averaged weights where there are such."""
+        return self.network if self.average is None else self.average
+
+    def raw_probability(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Return the members' mean probability before calibration, [B]."""
+        logits: Tensor = self.scorer(numeric, categorical, timestamp)
+        return torch.sigmoid(logits).mean(dim=1)
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Return the calibrated probability of the positive class, [B].
+
+        Args:
+            numeric: float32 [B, F] as in the table, NaN where missing.
+            categorical: int64 [B, C] codes of the schema's categories, 0 for unknown or missing.
+            timestamp: int64 [B, T] seconds since 1970 UTC.
+        """
+        probability: Tensor = self.calibration(self.raw_probability(numeric, categorical, timestamp))
+        return probability
+
+    # Training
+
+    def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean loss over rows and members of one mini-batch, a scalar."""
+        options = self.training_options
+        logits = self.network(batch["numeric"], batch["categorical"], batch["timestamp"])
+        target = batch["target"].unsqueeze(1).expand_as(logits)
+        if options["loss"] == "logit_adjusted":
+            logits = logits + self.prior_logit
+        if options["loss"] == "bce" and options["positive_weight"] == 1 and not self.schema.get("weight"):
+            return F.binary_cross_entropy_with_logits(logits, target)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if options["loss"] == "focal":
+            loss = loss * (1 - torch.exp(-loss)) ** options["focal_gamma"]
+        weight = batch["weight"].unsqueeze(1) * torch.where(target > 0, options["positive_weight"], 1.0)
+        return (loss * weight).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW, fused, over the trained network."""
+        groups = parameter_groups(self.network, self.training_options["weight_decay"])
+        return torch.optim.AdamW(groups, lr=self.training_options["lr"], fused=True)
+
+    def on_train_start(self) -> None:
+        """Bind the optimizer, the schedule and the average into one loop over mini-batches."""
+        options = self.training_options
+        total = self.trainer.max_steps
+        if total < 0:
+            num_calls = int(self.trainer.num_training_batches)
+            loader = self.trainer.train_dataloader
+            per_epoch = loader.num_batches if num_calls == len(loader) else num_calls * loader.batches_per_call
+            total = per_epoch * (self.trainer.max_epochs or 1)
+        if self.trainer.world_size > 1:  # Steps reduces; DDP's hooks would reduce some of the backward passes again
+            self.trainer.model.require_backward_grad_sync = False  # type: ignore[union-attr, assignment]
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self.steps = Steps(
+            self,
+            optimizer,
+            self.network,
+            average=self.average,
+            decay=options["ema_decay"] or 0.0,
+            clip=options["gradient_clip"],
+            schedule=lambda step: learning_rate(
+                step,
+                peak=options["lr"],
+                warmup_steps=int(options["warmup_share"] * total),
+                total_steps=total,
+                schedule=options["schedule"],
+            ),
+            seed=torch.initial_seed() if self.trainer.datamodule is None else self.trainer.datamodule.seed,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch as it is: the loader's tensors live on the device."""
+        if isinstance(batch, list):
+            return batch if batch[0]["target"].device == device else super().transfer_batch_to_device(batch, device, 0)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
+        """Take one optimizer step per mini-batch; return their losses [steps] for the callbacks."""
+        losses = self.steps.take(batches, self.loss_of)
+        return {"loss": losses.detach()}
+
+    # Evaluation
+
+    def _evaluation_step(self, batch: dict[str, Tensor]) -> None:
+        raw = self.raw_probability(batch["numeric"], batch["categorical"], batch["timestamp"])
+        kept = {name: batch[name] for name in ("target", "weight", "amount", "day", "customer")}
+        self.outputs.append({"score": raw.float(), **kept})
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score one batch; metrics are made of the whole set at the end of the epoch."""
+        self._evaluation_step(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score one batch; metrics are made of the whole set at the end of the epoch."""
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Fit calibration and thresholds, then log `val/...`."""
+        raw = self._gathered()
+        if not self.trainer.sanity_checking:
+            self.fit_decisions(raw)
+        self._log_metrics("val", self._calibrated(raw))
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...` at the thresholds of validation; keep the scores for plots and intervals."""
+        self.scored = self._calibrated(self._gathered())
+        self._log_metrics("test", self.scored)
+
+    def fit_decisions(self, raw: metrics.Scored) -> None:
+        """Fit calibration, then the thresholds of least cost and of the alert budget, to raw validation scores."""
+        self.calibration.fit(raw.score, raw.target, raw.weight)
+        rows, cost = self._calibrated(raw), self.schema["cost"]
+        self.threshold_cost.fill_(metrics.threshold_of_least_cost(rows, cost["false_positive"]))
+        ranked = metrics.Ranked.of(rows.score, rows.target, rows.weight)
+        self.threshold_budget.fill_(metrics.threshold_at_alert_share(ranked, cost["alert_budget"]))
+
+    def metrics_of(self, rows: metrics.Scored) -> dict[str, float]:
+        """Return every metric of calibrated scores: the ranking's, and the decisions' at both thresholds."""
+        false_positive = self.schema["cost"]["false_positive"]
+        by_cost = metrics.at_threshold(rows, float(self.threshold_cost), false_positive)
+        by_budget = metrics.at_threshold(rows, float(self.threshold_budget), false_positive)
+        return {
+            **metrics.ranking(rows),
+            **by_cost,
+            "precision_at_budget": by_budget["precision"],
+            "recall_at_budget": by_budget["recall"],
+        }
+
+    def _calibrated(self, raw: metrics.Scored) -> metrics.Scored:
+        score = self.calibration(torch.from_numpy(raw.score).to(self.threshold_cost)).double().cpu().numpy()
+        return metrics.Scored(score, raw.target, raw.weight, raw.amount, raw.day, raw.customer)
+
+    def _gathered(self) -> metrics.Scored:
+        """Return all ranks' outputs of the epoch, each row once; the order of rows differs between numbers of ranks."""
+        columns = {name: torch.cat([out[name] for out in self.outputs]).cpu().numpy() for name in self.outputs[0]}
+        self.outputs.clear()
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, columns)
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        floats = {name: columns[name].astype(np.float64) for name in ("score", "target", "weight", "amount")}
+        return metrics.Scored(**floats, day=columns["day"], customer=columns["customer"])
+
+    def _log_metrics(self, split: str, rows: metrics.Scored) -> None:
+        values = {f"{split}/{name}": value for name, value in self.metrics_of(rows).items() if not np.isnan(value)}
+        self.log_dict(values, rank_zero_only=True)
+
+    # What a run tells of itself after the test
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Return 95 % bootstrap intervals of the last test's ranking metrics."""
+        return {} if self.scored is None else metrics.bootstrap_intervals(self.scored)
+
+    def figures(self, datamodule: Any) -> dict[str, Figure]:
+        """Return plots of the last test, by file name."""
+        if self.scored is None:
+            return {}
+        drops = self.permutation_importance(datamodule.tensors["test"])
+        return {
+            **plots.detector_figures(
+                self.scored, threshold=float(self.threshold_cost), false_positive=self.schema["cost"]["false_positive"]
+            ),
+            "importance": plots.importance(drops),
+        }
+
+    def write_summaries(self, writer: Any, step: int) -> None:
+        """Write the last test's precision-recall curve and table of thresholds to TensorBoard."""
+        if self.scored is None:
+            return
+        writer.add_pr_curve("test/precision_recall", self.scored.target, self.scored.score, step, num_thresholds=127)
+        names = ("precision", "recall", "alert_share", "cost_saved", "cost_saved_share")
+        lines = ["threshold | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
+        for threshold in sorted({*np.linspace(0.05, 0.95, 10).round(3).tolist(), float(self.threshold_cost)}):
+            row = metrics.at_threshold(self.scored, threshold, self.schema["cost"]["false_positive"])
+            lines.append(" | ".join([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)]))
+        writer.add_text("test/thresholds", "\n".join(lines), step)
+
+    @torch.no_grad()
+    def permutation_importance(self, tensors: Mapping[str, Tensor], *, most_rows: int = 8_192) -> dict[str, float]:
+        """Return the fall of average precision when a column is shuffled (Breiman, 2001), by column name.
+
+        On at most `most_rows` rows, all positives among them while they are under a half.
+        """
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(tensors["target"]), generator=generator).to(tensors["target"].device)
+        positive = tensors["target"][order] > 0
+        chosen = torch.cat([order[positive][: most_rows // 2], order[~positive]])[:most_rows]
+        rows = {name: tensors[name][chosen].to(self.device) for name in ("numeric", "categorical", "timestamp")}
+        target = tensors["target"][chosen].double().cpu().numpy()
+        shuffled = torch.randperm(len(chosen), generator=generator).to(self.device)
+        self.eval()
+
+        def quality(columns: Mapping[str, Tensor]) -> float:
+            score = self.raw_probability(**columns).double().cpu().numpy()
+            return metrics.average_precision(metrics.Ranked.of(score, target, np.ones_like(target)))
+
+        whole, drops, places = quality(rows), {}, dict.fromkeys(rows, 0)
+        for column in self.schema["columns"]:
+            kind = "numeric" if column["kind"] == "boolean" else column["kind"]
+            changed = rows[kind].clone()
+            changed[:, places[kind]] = changed[shuffled, places[kind]]
+            drops[column["name"]] = whole - quality({**rows, kind: changed})
+            places[kind] += 1
+        return drops
+
+    def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
+        """Fit a scikit-learn classifier on the training rows; return its test metrics, made as the network's are.
+
+        Calibration and thresholds are fitted to its own validation scores.
+        """
+        tensors = datamodule.tensors
+        train = tensors["train"]
+        # A pipeline takes its weights through the name of its last step; the only weights here are survey weights.
+        weight = {} if not self.schema.get("weight") else _sample_weight(baseline, train["weight"].cpu().numpy())
+        baseline.fit(design_matrix(train), train["target"].cpu().numpy(), **weight)
+        judge = FraudModule(self.schema, nn.Identity(), **{**self.training_options, "ema_decay": None, "compile": False})
+        scores = {
+            split: _scored(baseline.predict_proba(design_matrix(tensors[split]))[:, 1], tensors[split])
+            for split in ("val", "test")
+            if len(tensors[split]["target"])
+        }
+        if "val" in scores:
+            judge.fit_decisions(scores["val"])
+        return judge.metrics_of(judge._calibrated(scores["test"]))
+
+
+def _sample_weight(baseline: Any, weight: Any) -> dict[str, Any]:
+    steps = getattr(baseline, "steps", None)
+    return {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": weight}
+
+
+def _scored(score: Any, tensors: Mapping[str, Tensor]) -> metrics.Scored:
+    columns = {name: tensors[name].cpu().numpy() for name in ("target", "weight", "amount", "day", "customer")}
+    floats = {name: columns[name].astype(np.float64) for name in ("target", "weight", "amount")}
+    return metrics.Scored(score.astype(np.float64), **floats, day=columns["day"], customer=columns["customer"])
+
+
+class FraudTabM(FraudModule):
+    """TabM, an ensemble in one network (Gorishniy et al., 2024, arXiv 2410.24210)."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_blocks: Count,
+        dropout: Dropout,
+        num_members: Count,
+        category_size: Count,
+        **training: Unpack[Training],
+    ) -> None:
+        network = TabM(
+            schema,
+            width=width,
+            num_blocks=num_blocks,
+            dropout=dropout,
+            num_members=num_members,
+            category_size=category_size,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters()
+
+
+class FraudMLP(FraudModule):
+    """A plain multilayer perceptron on the same encoded inputs."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_blocks: Count,
+        dropout: Dropout,
+        category_size: Count,
+        **training: Unpack[Training],
+    ) -> None:
+        network = MLP(schema, width=width, num_blocks=num_blocks, dropout=dropout, category_size=category_size)
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters()
+
+
+class FraudFTTransformer(FraudModule):
+    """FT-Transformer: columns as tokens (Gorishniy et al., 2021, arXiv 2106.11959)."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_blocks: Count,
+        num_heads: Count,
+        dropout: Dropout,
+        **training: Unpack[Training],
+    ) -> None:
+        network = FTTransformer(schema, width=width, num_blocks=num_blocks, num_heads=num_heads, dropout=dropout)
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters()

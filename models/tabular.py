@@ -1,0 +1,191 @@
+"""Networks for tables: TabM, MLP and FT-Transformer. Each takes raw columns and returns logits [B, K] of K members."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.preprocessing import CategoryEmbedding, NumericEncoding, TableEncoding, TimestampEncoding, columns_by_kind
+
+# Shapes: B rows, F numeric columns, C categorical columns, T timestamp columns, K members, W width.
+
+
+class TabM(nn.Module):
+    """An ensemble of MLPs that share their weight matrices (https://arxiv.org/abs/2410.24210).
+
+    Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own. The first layer has no r (its
+    product with the encoded columns is then the same for all members and computed once); its s starts as random signs, which
+    sets the members apart.
+    """
+
+    def __init__(
+        self, schema: Mapping[str, Any], *, width: int, num_blocks: int, dropout: float, num_members: int, category_size: int
+    ) -> None:
+        super().__init__()
+        check_positive(width=width, num_blocks=num_blocks, num_members=num_members, category_size=category_size)
+        self.encoding = TableEncoding(schema, category_size=category_size)
+        self.first = nn.Linear(self.encoding.size, width, bias=False)
+        self.scale = nn.Parameter(torch.randint(0, 2, (num_members, width)) * 2.0 - 1.0)
+        self.bias = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * self.encoding.size**-0.5)
+        self.blocks = nn.ModuleList(MemberLinear(width, num_members) for _ in range(num_blocks - 1))
+        self.dropout = dropout
+        self.head_weight = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * width**-0.5)
+        self.head_bias = nn.Parameter(torch.full((num_members,), prior_logit(schema)))
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        shared = self.first(self.encoding(numeric, categorical, timestamp))
+        hidden = functional.relu(shared.unsqueeze(1) * self.scale + self.bias)  # [B, K, W]
+        hidden = functional.dropout(hidden, self.dropout, self.training)
+        for block in self.blocks:
+            hidden = functional.dropout(functional.relu(block(hidden)), self.dropout, self.training)
+        return (hidden * self.head_weight).sum(2) + self.head_bias
+
+
+class MemberLinear(nn.Module):
+    """A square linear layer [B, K, W] whose matrix all members share, with input scale, output scale and bias of each member's own."""
+
+    def __init__(self, width: int, num_members: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width).uniform_(-1, 1) * width**-0.5)
+        self.input_scale = nn.Parameter(torch.ones(num_members, width))
+        self.output_scale = nn.Parameter(torch.ones(num_members, width))
+        self.bias = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * width**-0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply to [B, K, W]."""
+        return functional.linear(hidden * self.input_scale, self.weight) * self.output_scale + self.bias
+
+
+class MLP(nn.Module):
+    """A plain multilayer perceptron on the same encoded columns: logits [B, 1]."""
+
+    def __init__(
+        self, schema: Mapping[str, Any], *, width: int, num_blocks: int, dropout: float, category_size: int
+    ) -> None:
+        super().__init__()
+        check_positive(width=width, num_blocks=num_blocks, category_size=category_size)
+        self.encoding = TableEncoding(schema, category_size=category_size)
+        sizes = [self.encoding.size] + [width] * num_blocks
+        self.blocks = nn.ModuleList(nn.Linear(size, width) for size in sizes[:-1])
+        self.head = nn.Linear(width, 1)
+        nn.init.constant_(self.head.bias, prior_logit(schema))
+        self.dropout = dropout
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Logits [B, 1]."""
+        hidden = self.encoding(numeric, categorical, timestamp)
+        for block in self.blocks:
+            hidden = functional.dropout(functional.relu(block(hidden)), self.dropout, self.training)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+class FTTransformer(nn.Module):
+    """A transformer over one token per column and a class token (https://arxiv.org/abs/2106.11959): logits [B, 1]."""
+
+    def __init__(
+        self, schema: Mapping[str, Any], *, width: int, num_blocks: int, num_heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        check_positive(width=width, num_blocks=num_blocks, num_heads=num_heads)
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}: change either")
+        self.tokens = ColumnTokens(schema, width=width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, num_heads, dropout) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+        nn.init.constant_(self.head.bias, prior_logit(schema))
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Logits [B, 1]."""
+        hidden = self.tokens(numeric, categorical, timestamp)
+        for block in self.blocks:
+            hidden = block(hidden)
+        logits: Tensor = self.head(functional.relu(self.norm(hidden[:, 0])))
+        return logits
+
+
+class ColumnTokens(nn.Module):
+    """Columns to tokens [B, 1 + F + C + T, W], a class token first: a linear map of the column's own features, or its embedding."""
+
+    def __init__(self, schema: Mapping[str, Any], *, width: int) -> None:
+        super().__init__()
+        numeric, categorical, timestamp = columns_by_kind(schema)
+        self.class_token = nn.Parameter(torch.empty(width).uniform_(-1, 1) * width**-0.5)
+        self.numeric = NumericEncoding(numeric) if numeric else None
+        if self.numeric:
+            self.numeric_map = ColumnwiseLinear(self.numeric.column, len(numeric), width)
+        self.categorical = CategoryEmbedding(categorical, size=width) if categorical else None
+        self.timestamp = TimestampEncoding() if timestamp else None
+        if timestamp:
+            owner = torch.arange(len(timestamp)).repeat_interleave(TimestampEncoding.size)
+            self.timestamp_map = ColumnwiseLinear(owner, len(timestamp), width)
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Tokens of numeric [B, F], categorical [B, C] and timestamp [B, T]."""
+        parts = [self.class_token.expand(numeric.shape[0], 1, -1)]
+        if self.numeric:
+            parts.append(self.numeric_map(self.numeric(numeric)))
+        if self.categorical:
+            parts.append(self.categorical(categorical))
+        if self.timestamp:
+            parts.append(self.timestamp_map(self.timestamp(timestamp)))
+        return torch.cat(parts, dim=1)
+
+
+class ColumnwiseLinear(nn.Module):
+    """Each column's own features to its own token: [B, D] to [B, columns, W]; `owner` [D] tells the column of each feature."""
+
+    index: Tensor
+
+    def __init__(self, owner: Tensor, num_columns: int, width: int) -> None:
+        super().__init__()
+        features = [torch.nonzero(owner == column).flatten() for column in range(num_columns)]
+        longest = max(len(own) for own in features)
+        # Padded to a rectangle; the padding points at a zero appended to the features.
+        index = torch.stack([functional.pad(own, (0, longest - len(own)), value=len(owner)) for own in features])
+        self.register_buffer("index", index, persistent=False)
+        self.weight = nn.Parameter(torch.empty(num_columns, longest, width).uniform_(-1, 1) * width**-0.5)
+        self.bias = nn.Parameter(torch.empty(num_columns, width).uniform_(-1, 1) * width**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, D] to [B, columns, W]."""
+        padded = functional.pad(features, (0, 1))[:, self.index]  # [B, columns, longest]
+        return torch.einsum("bcl,clw->bcw", padded, self.weight) + self.bias
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and ReGLU feed-forward, as in FT-Transformer."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_in, self.feed_out = nn.Linear(width, 4 * width), nn.Linear(2 * width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transform [B, tokens, W]."""
+        qkv = self.qkv(self.attention_norm(hidden)).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        hidden = hidden + functional.dropout(self.out(mixed), self.dropout, self.training)
+        gate, feed = self.feed_in(self.feed_norm(hidden)).chunk(2, dim=2)
+        feed = self.feed_out(functional.relu(gate) * feed)
+        return hidden + functional.dropout(feed, self.dropout, self.training)
+
+
+def prior_logit(schema: Mapping[str, Any]) -> float:
+    """Log-odds of the training rows' positive rate: where the output starts, so that no step is spent on finding it."""
+    rate = min(max(float(schema["target"]["rate"]), 1e-6), 1 - 1e-6)
+    return float(torch.logit(torch.tensor(rate, dtype=torch.float64)))
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for the first size below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,35 @@
+"""Train an experiment.
+
+python -m train                                     # lists the experiments
+python -m train experiment=NAME                     # every GPU of this machine, else its CPU
+python -m train experiment=NAME trainer=smoke       # two batches, to see that all is well
+python -m train experiment=NAME --config-dir DIR    # an experiment of one's own: DIR/experiment/NAME.yaml
+"""
+
+import signal
+
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning would kill a task that is still importing
+
+import sys  # noqa: E402
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from train import errors  # noqa: E402
+from train.config import listing  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Check the composed config, then run it; torch is imported here and not before."""
+    with errors.job():
+        from train.config.check import check
+
+        check(cfg)
+        from train.run import run
+
+        run(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.guard(main) if listing.has_overrides(sys.argv[1:]) else listing.show(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""Checkpoints that are whole or not there: written aside, flushed, renamed, and verified before they are loaded."""
+
+import logging
+import os
+import re
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from train.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+_RECENT = re.compile(r"step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name and renames it once it is on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save to `path`, or leave what was there.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch wraps a failing write in a RuntimeError
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            aside.unlink(missing_ok=True)
+            raise StorageError(
+                f"could not save the checkpoint {path}: {cause}. The older checkpoints beside it are whole; "
+                "make room, or make the folder writable, and start again with the same run_id to go on from them."
+            ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether every record of a checkpoint has the checksum that was written with it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return False
+
+
+def recent(folder: Path) -> list[Path]:
+    """Return the checkpoints that a run can go on from, newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _RECENT.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Return the newest checkpoint that verifies, with a warning for each newer one that does not."""
+    for path in recent(folder):
+        if is_whole(path):
+            return path
+        log.warning("checkpoint %s is torn (truncated or damaged): passing over it", path)
+    return None
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the newest checkpoints of a run, to go on from, and the best, to ship.
+
+    Args:
+        folder: where they go.
+        monitor: the metric that tells the best; mode: "min" or "max".
+        every_seconds: longest time between two saves within an epoch; each epoch's end is saved as well.
+        every_n_steps: also save whenever this many optimizer steps have passed; null for never.
+        keep: how many recent ones are kept.
+    """
+
+    def __init__(
+        self, folder: Path, *, monitor: str, mode: str, every_seconds: float, every_n_steps: int | None, keep: int
+    ) -> None:
+        self.folder, self.monitor, self.mode, self.keep = folder, monitor, mode, keep
+        self.every_seconds, self.every_n_steps = every_seconds, every_n_steps
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.seconds_saving = 0.0
+        self._saved_at, self._saved_step = time.monotonic(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the best has been so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+    @property
+    def best_path(self) -> Path | None:
+        """The best checkpoint; the newest one where nothing was monitored; None where nothing was saved."""
+        best = self.folder / BEST
+        return best if self.best_score is not None and best.exists() else newest_whole(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch if it is time; the last call of an epoch is left to the epoch's end."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        steps = trainer.global_step - self._saved_step
+        is_due = time.monotonic() - self._saved_at >= self.every_seconds
+        if trainer.world_size > 1:
+            is_due = trainer.strategy.broadcast(is_due)
+        if is_due or (self.every_n_steps is not None and steps >= self.every_n_steps):
+            self._save_recent(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the best."""
+        if trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or torch.isnan(score):
+            return
+        value = float(score)
+        if self.best_score is None or (value > self.best_score if self.mode == "max" else value < self.best_score):
+            self.best_score, self.best_epoch = value, trainer.current_epoch
+            self._save(trainer, self.folder / BEST)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch."""
+        self._save_recent(trainer)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        start = time.perf_counter()
+        trainer.save_checkpoint(path)
+        self.seconds_saving += time.perf_counter() - start
+
+    def _save_recent(self, trainer: Trainer) -> None:
+        self._save(trainer, self.folder / f"step={trainer.global_step:09d}.ckpt")
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            for path in recent(self.folder)[self.keep :]:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""The keys of configs/train.yaml and their types; below `data`, `model` and `trainer` a signature has them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict
+
+from annotated_types import Ge, Gt
+from pydantic import BeforeValidator
+
+
+def _with_target(value: object) -> object:
+    if not isinstance(value, dict) or "_target_" not in value:
+        raise ValueError("must name a `_target_`")
+    return value
+
+
+Node = Annotated[dict[str, Any], BeforeValidator(_with_target)]
+
+
+class CheckpointSettings(TypedDict):
+    """When a checkpoint is written and how many are kept."""
+
+    every_seconds: Annotated[float, Gt(0)]
+    every_n_steps: Annotated[int, Gt(0)] | None
+    keep: Annotated[int, Ge(1)]
+
+
+class TrainSettings(TypedDict):
+    """The top level of configs/train.yaml; a new key is one line here."""
+
+    name: str
+    run_id: str | None
+    output_dir: str
+    seed: Annotated[int, Ge(0)]
+    monitor: str
+    mode: Literal["min", "max"]
+    patience: Annotated[int, Ge(1)] | None
+    resume: Literal["auto", "never"]
+    checkpoint: CheckpointSettings
+    baselines: dict[str, Node] | None
+    data: Node
+    model: Node
+    trainer: Node
+
+
+# What `train.run` itself passes to the constructor of a node: not missing, and refused in a config.
+SUPPLIED: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"schema"}),
+    "trainer": frozenset(
+        {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary"}
+    ),
+}

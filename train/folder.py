@@ -1,0 +1,166 @@
+"""The run folder: runs/<name>/<run_id>/ with the config, the provenance, the log and the result of one run."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from train.errors import StorageError
+
+RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "optuna", "numpy", "scikit-learn", "pyarrow")
+
+
+def new_run_id() -> str:
+    """Return an id that sorts by time: 20260131-235959-1a2b."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+@contextlib.contextmanager
+def run_id_for_all_ranks(run_id: str | None) -> Iterator[str]:
+    """Give the run's id: the one asked for, or handed on by the launcher, or the SLURM job's, or a new one.
+
+    While the context is open the id is in the environment, where processes that are launched for other ranks find it.
+    """
+    handed_on = os.environ.get(RUN_ID_VARIABLE)
+    chosen = run_id or handed_on or os.environ.get("SLURM_JOB_ID") or new_run_id()
+    os.environ[RUN_ID_VARIABLE] = chosen
+    try:
+        yield chosen
+    finally:
+        if handed_on is None:
+            os.environ.pop(RUN_ID_VARIABLE, None)
+        else:
+            os.environ[RUN_ID_VARIABLE] = handed_on
+
+
+def is_rank_zero() -> bool:
+    """Tell whether this process is the one that writes, before a process group exists."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+class RunFolder:
+    """One run's folder; made by rank 0, known to all.
+
+    Raises:
+        StorageError: it cannot be made or written.
+    """
+
+    def __init__(self, root: Path, name: str, run_id: str) -> None:
+        self.path = root.absolute() / name / run_id
+        self.run_id = run_id
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if is_rank_zero():
+                self._point_latest()
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the run folder {self.path}: {error}. Set output_dir to a folder that can be written."
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def _point_latest(self) -> None:
+        aside = self.path.parent / f".latest.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(self.path.name)
+        os.replace(aside, self.path.parent / "latest")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file atomically."""
+        aside = self.path / f".{name}.tmp"
+        try:
+            with aside.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self.path / name)
+        except OSError as error:
+            raise StorageError(f"could not write {self.path / name}: {error}") from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file atomically; NaN becomes null."""
+        self.write_text(name, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+    def write_config(self, cfg: DictConfig) -> None:
+        """Write config.yaml, resolved: `python -m train --config-dir FOLDER --config-name config` runs it again."""
+        self.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+    @contextlib.contextmanager
+    def logging_to_file(self) -> Iterator[None]:
+        """Send the log to train.log (rank 0) or train-rank<N>.log while the context is open."""
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))
+        handler = logging.FileHandler(self.path / ("train.log" if rank == "0" else f"train-rank{rank}.log"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        logging.getLogger("pytorch_lightning").handlers.clear()  # its own goes to the screen
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.removeHandler(handler)
+            root.setLevel(level)
+            handler.close()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def provenance(*, seed: int, fingerprint: str) -> dict[str, Any]:
+    """Return what is needed to tell where a run came from: command, code, packages, hardware, data, seed."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": [sys.executable, *sys.argv],
+        "working_folder": os.getcwd(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": seed,
+        "data_fingerprint": fingerprint,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": _git("diff", "HEAD"),
+        "packages": versions,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": cuda,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about the code that runs; None outside a checkout."""
+    folder = Path(__file__).parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+    return None

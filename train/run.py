@@ -1,0 +1,225 @@
+"""The story of one run: seed, data, model, trainer, fit, test on the best checkpoint, record."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from train import checkpoint, errors, folder, screen
+from train.checkpoint import AtomicCheckpointIO, Checkpoints
+from train.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class Reporting(Protocol):
+    """What a module tells of its last test, beside what it logs."""
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Return 95 % intervals of test metrics."""
+
+    def figures(self, datamodule: Any) -> dict[str, Figure]:
+        """Return plots, by file name."""
+
+    def write_summaries(self, writer: Any, step: int) -> None:
+        """Write the domain's own entries to TensorBoard."""
+
+    def test_baseline(self, baseline: Any, datamodule: Any) -> Metrics:
+        """Fit a baseline on the training rows; return its test metrics, as the module's own are made."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        folder: the run folder.
+        metrics: "split/name" to value, of the best checkpoint.
+        baselines: name to test metrics.
+    """
+
+    folder: Path
+    metrics: Metrics
+    baselines: dict[str, Metrics]
+
+
+def run(cfg: DictConfig) -> Result:
+    """Train and test the experiment that `cfg` describes, in a run folder of its own.
+
+    Raises:
+        DataError: the data cannot be read or breaks a rule.
+        DivergedError: the loss is not finite.
+        StorageError: a checkpoint or the result cannot be written.
+    """
+    started = time.perf_counter()
+    with folder.run_id_for_all_ranks(cfg.run_id) as run_id:
+        place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
+        resume = f"python -m train experiment={cfg.name} run_id={run_id} (and the same overrides)"
+        with place.logging_to_file(), errors.reporting_interrupt(resume):
+            seed_everything(cfg.seed, workers=True, verbose=False)
+            torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
+            datamodule = make_data(cfg)
+            model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+            trainer, parts = make_trainer(cfg, place)
+            if trainer.is_global_zero:
+                introduce(cfg, place, datamodule, trainer)
+            fitting = time.perf_counter()
+            trainer.fit(model, datamodule=datamodule, ckpt_path=find_checkpoint(cfg, place), weights_only=True)
+            fitted = time.perf_counter()
+            best = parts.checkpoints.best_path
+            metrics = test(trainer, model, datamodule, best)
+            if not trainer.is_global_zero:
+                return Result(place.path, metrics, {})
+            baselines = test_baselines(cfg, model, datamodule)
+            seconds = {"setup": fitting - started, "fit": fitted - fitting, "total": time.perf_counter() - started}
+            record(cfg, place, trainer, model, datamodule, parts, metrics, baselines, seconds)
+            return Result(place.path, metrics, baselines)
+
+
+def make_data(cfg: DictConfig) -> Any:
+    """Make the data module and set it up."""
+    with errors.reporting(errors.DataError):
+        datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        return datamodule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The callbacks that the record asks afterwards."""
+
+    telemetry: Telemetry
+    checkpoints: Checkpoints
+
+
+def make_trainer(cfg: DictConfig, place: folder.RunFolder) -> tuple[Trainer, Parts]:
+    """Make Lightning's trainer with our callbacks, logger and checkpoint writer."""
+    telemetry = Telemetry(place.checkpoints)
+    checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **cfg.checkpoint)
+    callbacks: list[Callback] = [telemetry, screen.Bar(telemetry, cfg.monitor)]
+    if cfg.patience is not None:
+        callbacks.append(
+            EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience, strict=False, check_finite=False)
+        )
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[*callbacks, checkpoints],
+        logger=TensorBoardLogger(place.path, name="", version="", default_hp_metric=False),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(place.path),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return trainer, Parts(telemetry, checkpoints)
+
+
+def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer: Trainer) -> None:
+    """Write what is known before training, and show the choices."""
+    (place.path / "result.json").unlink(missing_ok=True)
+    place.write_config(cfg)
+    place.write_json("provenance.json", folder.provenance(seed=cfg.seed, fingerprint=datamodule.fingerprint))
+    model = {key: value for key, value in cfg.model.items() if key != "_target_"}
+    choices = {
+        "run": f"{cfg.name}/{place.run_id}",
+        "data": datamodule.summary,
+        "model": f"{cfg.model._target_.rpartition('.')[2]} " + " ".join(f"{k}={v}" for k, v in model.items()),
+        "trainer": f"{trainer.num_devices} {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
+        f"{trainer.max_epochs} epochs at most, seed {cfg.seed}",
+    }
+    screen.show_choices(choices, datamodule.notes)
+    for key, value in choices.items():
+        log.info("%s: %s", key, value)
+
+
+def find_checkpoint(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
+    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows."""
+    if cfg.resume == "never":
+        return None
+    found = checkpoint.newest_whole(place.checkpoints)
+    if found is not None:
+        log.info("going on from %s", found)
+        if folder.is_rank_zero():
+            screen.console.print(f"going on from {found.name}")
+    return found
+
+
+def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Metrics:
+    """Validate and test the best checkpoint; return both splits' metrics."""
+    metrics: Metrics = {}
+    for evaluate in (trainer.validate, trainer.test):
+        for found in evaluate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True):
+            metrics.update(found)
+    return metrics
+
+
+def test_baselines(cfg: DictConfig, model: Reporting, datamodule: Any) -> dict[str, Metrics]:
+    """Fit and test each baseline of the config on the same rows."""
+    results = {}
+    for name, node in (cfg.baselines or {}).items():
+        with screen.console.status(f"baseline {name}"):
+            results[name] = model.test_baseline(instantiate(node), datamodule)
+    return results
+
+
+def record(
+    cfg: DictConfig,
+    place: folder.RunFolder,
+    trainer: Trainer,
+    model: Reporting,
+    datamodule: Any,
+    parts: Parts,
+    metrics: Metrics,
+    baselines: dict[str, Metrics],
+    seconds: dict[str, float],
+) -> None:
+    """Write plots, TensorBoard's closing entries and, last, result.json; show the results."""
+    writer = trainer.logger.experiment  # type: ignore[union-attr]
+    for name, figure in model.figures(datamodule).items():
+        figure.savefig(place.path / f"{name}.png")
+        writer.add_figure(f"test/{name}", figure, trainer.global_step)
+    model.write_summaries(writer, trainer.global_step)
+    write_summaries(cfg, trainer, metrics)
+    telemetry = parts.telemetry
+    result: Mapping[str, Any] = {
+        "metrics": metrics,
+        "intervals_95": {f"test/{name}": interval for name, interval in model.intervals().items()},
+        "baselines": baselines,
+        "best": {"monitor": cfg.monitor, "value": parts.checkpoints.best_score, "epoch": parts.checkpoints.best_epoch},
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": {**seconds, "checkpoints": parts.checkpoints.seconds_saving},
+        "rows_per_second": telemetry.rows / max(telemetry.seconds, 1e-9),
+        "share_waiting_for_data": telemetry.seconds_waiting / max(telemetry.seconds, 1e-9),
+    }
+    place.write_json("result.json", result)
+    ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    label = cfg.model._target_.rpartition(".")[2]
+    screen.show_results({label: ours, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
+    screen.show_next(place.path)
+
+
+def write_summaries(cfg: DictConfig, trainer: Trainer, metrics: Metrics) -> None:
+    """Close TensorBoard's account: the hyperparameters with the final metrics, and the config as text."""
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    chosen = {key: plain[key] for key in ("seed", "data", "model", "trainer")}
+    trainer.logger.log_hyperparams(chosen, metrics)
+    trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.logger.save()

@@ -1,0 +1,139 @@
+"""What a person sees of a run: the choices, a bar with loss and speed, a table of results, what to do next."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from train.telemetry import Telemetry
+
+console = Console(highlight=False)
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 0.5
+
+
+class Bar(Callback):
+    """A bar over the whole training: epoch, loss, the monitored metric, rows/s, time left.
+
+    Off a terminal it prints a line per epoch instead. Either way the line goes to the log.
+    """
+
+    def __init__(self, telemetry: Telemetry, monitor: str) -> None:
+        self.telemetry, self.monitor = telemetry, monitor
+        self.progress: Progress | None = None
+        self._drawn = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the bar on the screen of rank 0."""
+        if not (trainer.is_global_zero and console.is_terminal):
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+        self.progress = Progress(
+            *columns, TimeRemainingColumn(), console=console, auto_refresh=False, transient=True
+        )
+        self.progress.start()
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.task = self.progress.add_task("starting", total=total, status="")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraw twice a second."""
+        if self.progress is None or time.monotonic() - self._drawn < REFRESH_SECONDS:
+            return
+        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        self.progress.update(
+            self.task,
+            completed=done,
+            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            status=self._status(trainer),
+        )
+        self.progress.refresh()
+        self._drawn = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch."""
+        if not trainer.is_global_zero:
+            return
+        line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {self._status(trainer)}"
+        log.info(line)
+        if self.progress is None:
+            console.print(line)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away before the error is shown."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _status(self, trainer: Trainer) -> str:
+        parts = [f"loss {self.telemetry.loss:.4f}"]
+        if self.monitor in trainer.callback_metrics:
+            parts.append(f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.4f}")
+        parts.append(f"{self.telemetry.rows_per_second:,.0f} rows/s")
+        return "  ".join(parts)
+
+
+def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:
+    """Print the run's resolved choices and what was noticed in the data."""
+    width = max(map(len, choices))
+    for key, value in choices.items():
+        console.print(f"[bold]{key:>{width}}[/]  {value}", soft_wrap=True)
+    for note in notes:
+        console.print(f"[dim]{'note':>{width}}  {note}[/]", soft_wrap=True)
+
+
+def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monitor: str, mode: str) -> None:
+    """Print test metrics, one row a model, and say so where `ours` loses to a baseline on the monitored metric."""
+    metric = monitor.partition("/")[2]
+    names = [name for name in results[ours] if any(name in row for row in results.values())][:8]
+    if metric in results[ours]:
+        names = [metric, *(name for name in names if name != metric)]
+    table = Table(title="test", title_justify="left", title_style="bold")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for model, row in results.items():
+        style = "bold" if model == ours else ""
+        table.add_row(model, *(_number(row.get(name)) for name in names), style=style)
+    console.print(table)
+    better = [name for name in results if name != ours and _beats(results[name], results[ours], metric, mode)]
+    if better:
+        gaps = ", ".join(f"{name} ({_number(results[name][metric])})" for name in better)
+        console.print(f"[yellow]On test {metric}, {ours} ({_number(results[ours][metric])}) loses to {gaps}.[/]")
+
+
+def _beats(one: Mapping[str, float], other: Mapping[str, float], metric: str, mode: str) -> bool:
+    a, b = one.get(metric, math.nan), other.get(metric, math.nan)
+    return a > b if mode == "max" else a < b
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+
+
+def show_next(folder: Path) -> None:
+    """Print the run folder and the commands that go on from here."""
+    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"[bold]run folder[/]  {place}", soft_wrap=True)
+    console.print(f"  tensorboard --logdir {place.parent}", soft_wrap=True)
+    console.print(f"  python -m train.evaluate run={place} data.path=FILE", soft_wrap=True)
+    console.print(f"  python -m train.predict run={place} input=FILE output=FILE", soft_wrap=True)
