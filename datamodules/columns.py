@@ -34,17 +34,17 @@ def plain(column: Column) -> Column:
 
 def is_text(type_: pa.DataType) -> bool:
     """Whether an Arrow type is one of the string types."""
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def is_number(type_: pa.DataType) -> bool:
     """Whether an Arrow type is an integer, floating-point or decimal type."""
-    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
 
 
 def is_time(type_: pa.DataType) -> bool:
     """Whether an Arrow type names a moment: a timestamp or a date."""
-    return pa.types.is_timestamp(type_) or pa.types.is_date(type_)
+    return bool(pa.types.is_timestamp(type_) or pa.types.is_date(type_))
 
 
 def kind_of(column: Column) -> Kind | None:
@@ -108,10 +108,7 @@ def seconds(column: Column) -> NDArray[np.int64]:
     """
     column = plain(column)
     if is_text(column.type):
-        try:
-            column = column.cast(pa.timestamp("us"))
-        except pa.ArrowInvalid:
-            column = _cast(column, pa.timestamp("us", tz="UTC"), "a date or time (ISO 8601)")
+        column = _parsed_moments(column)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
     if pa.types.is_null(column.type):
@@ -121,6 +118,15 @@ def seconds(column: Column) -> NDArray[np.int64]:
     ticks = pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
     whole: NDArray[np.int64] = ticks // UNITS[column.type.unit]
     return np.where(np.asarray(column.is_null()), MISSING_SECONDS, whole)
+
+
+def _parsed_moments(texts: Column) -> Column:
+    """Timestamps of ISO 8601 texts, with a zone or without."""
+    has_zone = pc.match_substring_regex(texts, r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$")
+    null, what = pa.scalar(None, pa.large_string()), "a date or time (ISO 8601)"
+    zoned = _cast(pc.if_else(has_zone, texts, null), pa.timestamp("us", tz="UTC"), what)
+    local = _cast(pc.if_else(has_zone, null, texts), pa.timestamp("us"), what)
+    return pc.coalesce(local.cast(pa.int64()), zoned.cast(pa.int64())).cast(pa.timestamp("us"))
 
 
 def texts(column: Column) -> Column:

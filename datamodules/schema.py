@@ -5,7 +5,7 @@ N rows, F numeric and boolean columns, C categorical columns, T timestamp column
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,6 @@ def infer(
     require_columns(table.schema, [target, *left_out])
     described = describe_target(table[target], target, positive)
     labels = encode_target(table[target], described)
-    described["rate"] = float(labels.mean())
     columns = []
     for name in table.column_names:
         if name == target or name in left_out:
@@ -76,6 +75,7 @@ def infer(
     if not columns:
         raise ValueError(f"the table has no column to learn from; left out: {left_out}")
     reasons = [{"name": name, "reason": reason} for name, reason in left_out.items()]
+    described["rate"] = float(labels.mean())
     return {"columns": columns, "target": described, "left_out": reasons, "raw": {}}
 
 
@@ -93,7 +93,11 @@ def encode(
     numeric = np.empty((len(table), widths.get("numeric", 0) + widths.get("boolean", 0)), np.float32)
     categorical = np.empty((len(table), widths.get("categorical", 0)), np.int64)
     timestamp = np.empty((len(table), widths.get("timestamp", 0)), np.int64)
-    places = {"numeric": iter(numeric.T), "categorical": iter(categorical.T), "timestamp": iter(timestamp.T)}
+    places: dict[str, Iterator[NDArray[Any]]] = {
+        "numeric": iter(numeric.T),
+        "categorical": iter(categorical.T),
+        "timestamp": iter(timestamp.T),
+    }
     places["boolean"] = places["numeric"]
     for column in schema["columns"]:
         try:
@@ -124,14 +128,15 @@ def require_columns(table_schema: pa.Schema, names: Iterable[str]) -> None:
         raise ValueError("; ".join(problems) + f"; columns here: {', '.join(table_schema.names)}")
 
 
-def describe_target(column: Column, name: str, positive: bool | int | float | str | None) -> Schema:
+def describe_target(column: Column, name: str, positive: bool | int | float | str | None) -> dict[str, Any]:
     """Names of the positive and the negative value of a binary column. Raises ValueError if it is not binary."""
-    counts = {str(pair["values"]): int(pair["counts"]) for pair in pc.value_counts(texts(column).drop_null()).to_pylist()}
+    pairs = pc.value_counts(texts(column).drop_null()).to_pylist()
+    counts = {str(pair["values"]): int(pair["counts"]) for pair in pairs}
     if len(counts) != 2:
         some = ", ".join(sorted(counts)[:8]) or "none"
         raise ValueError(
-            f"target {name!r} must have two different values in the training rows; it has {len(counts)} ({some}). Choose "
-            "another data.target, or another split if the rows are sorted by it (data.split=random)"
+            f"target {name!r} must have two different values; it has {len(counts)} ({some}). Choose another data.target, "
+            "or data.split=random if the table is sorted by it, so that the training rows have only one"
         )
     first, second = sorted(counts)
     if positive is not None:
@@ -168,10 +173,19 @@ def useless(column: Column, kind: Kind | None) -> str | None:
     column = plain(column)
     if pa.types.is_integer(column.type):
         return _constant(column) or _identifier_of_numbers(np.asarray(column.drop_null()), len(column))
-    num_distinct = pc.count_distinct(column, mode="only_valid").as_py() if kind != "numeric" else 0
-    if kind == "categorical" and len(column) >= FEWEST_ROWS_OF_IDENTIFIER and num_distinct == len(column):
+    if kind == "numeric" or kind == "boolean":
+        values = numbers(column) if kind == "numeric" else booleans(column)[0]
+        if np.isnan(values).all():
+            return "it has no values"
+        return f"every value is {values[0]:g}" if np.all(values == values[0]) else None
+    if kind == "categorical" and _all_differ(column):
         return "every value is different: an identifier or free text"
     return _constant(column)
+
+
+def _all_differ(column: Column) -> bool:
+    is_long = len(column) >= FEWEST_ROWS_OF_IDENTIFIER
+    return is_long and bool(pc.count_distinct(column, mode="only_valid").as_py() == len(column))
 
 
 def _constant(column: Column) -> str | None:
@@ -230,8 +244,8 @@ def _fits(type_: pa.DataType, kind: Kind) -> bool:
     if kind == "timestamp":
         return is_time(type_)
     if kind == "categorical":
-        return pa.types.is_integer(type_) or pa.types.is_boolean(type_)
-    return is_number(type_) or pa.types.is_boolean(type_)
+        return bool(pa.types.is_integer(type_) or pa.types.is_boolean(type_))
+    return is_number(type_) or bool(pa.types.is_boolean(type_))
 
 
 def _missing(name: str, names: Sequence[str]) -> str:

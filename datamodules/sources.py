@@ -2,54 +2,61 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.fs
 
-CSV_SUFFIXES = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
+from datamodules.csv_files import DELIMITERS, iter_csv, read_csv, suffix_of
+
 PARQUET_SUFFIXES = (".parquet", ".pq")
 ALLOWED = "a .csv, .tsv (also .gz) or .parquet file, or a folder of one of these kinds, local or s3://bucket/key"
-# What a column of a CSV file may turn out to be, in the order in which it is tried.
-LADDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("s"), pa.timestamp("us"), pa.string())
-SCAN_BYTES = 4 << 20
 
 
 def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Read all of it; `columns` picks some.
 
-    An empty field or a usual word for "not available" is a missing value. Raises FileNotFoundError where there is
-    nothing, ValueError where it cannot be read.
-    """
-    filesystem, paths = find_files(uri)
-    try:
-        if suffix_of(paths[0]) in PARQUET_SUFFIXES:
-            return parquet_dataset(filesystem, uri, paths).to_table(columns=_list(columns))
-        tables = [_read_csv(filesystem, path, columns) for path in paths]
-        return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(_unreadable(uri, error)) from error
-
-
-def iter_batches(
-    uri: str, *, columns: Sequence[str] | None = None, batch_rows: int = 65_536
-) -> Iterator[pa.RecordBatch]:
-    """Read it piece by piece, in order, in constant memory; an empty table gives one batch without rows.
-
-    A CSV file is read twice: first for the types of its columns, which its first rows alone do not tell.
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
     """
     filesystem, paths = find_files(uri)
     try:
         if suffix_of(paths[0]) in PARQUET_SUFFIXES:
-            yield from _iter_parquet(parquet_dataset(filesystem, uri, paths), columns, batch_rows)
+            table = parquet_dataset(filesystem, paths).to_table(columns=None if columns is None else list(columns))
         else:
-            yield from _iter_csv(filesystem, paths, columns, batch_rows)
+            tables = [read_csv(filesystem, path, columns) for path in paths]
+            _require_unique_names(uri, tables[0].schema.names)
+            table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(_unreadable(uri, error)) from error
+    _require_unique_names(uri, table.column_names)
+    return table
+
+
+def iter_batches(
+    uri: str, *, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+) -> Iterator[pa.RecordBatch]:
+    """Read it piece by piece, in order, in constant memory; a table without rows gives one batch without rows.
+
+    Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
+    """
+    filesystem, paths = find_files(uri)
+    try:
+        if suffix_of(paths[0]) in PARQUET_SUFFIXES:
+            batches = _iter_parquet(parquet_dataset(filesystem, paths), columns, batch_rows)
+        else:
+            batches = iter_csv(filesystem, paths, columns, batch_rows)
+        any_rows = False
+        for batch in batches:
+            _require_unique_names(uri, batch.schema.names)
+            # The last batch is empty: it stands for the table if there was no other.
+            if batch.num_rows or not any_rows:
+                yield batch
+            any_rows = any_rows or batch.num_rows > 0
     except (pa.ArrowException, OSError) as error:
         raise ValueError(_unreadable(uri, error)) from error
 
@@ -103,13 +110,7 @@ def s3_filesystem() -> pa.fs.FileSystem:
     return pa.fs.S3FileSystem(region=region, **options)
 
 
-def suffix_of(path: str) -> str:
-    """Lower-case extension, .gz taken together with what stands before it."""
-    parts = os.path.basename(path).lower().split(".")
-    return "." + ".".join(parts[-2:] if parts[-1] == "gz" and len(parts) > 2 else parts[-1:]) if len(parts) > 1 else ""
-
-
-def parquet_dataset(filesystem: pa.fs.FileSystem, uri: str, paths: Sequence[str]) -> pa.dataset.Dataset:
+def parquet_dataset(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> pa.dataset.Dataset:
     """Files as one table: types promoted, columns absent from a file missing there, folders like day=1 columns."""
     root = paths[0] if len(paths) == 1 else os.path.commonpath(paths)
     options = pa.dataset.FileSystemFactoryOptions(
@@ -124,89 +125,14 @@ def _iter_parquet(
     dataset: pa.dataset.Dataset, columns: Sequence[str] | None, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     scanner = dataset.scanner(
-        columns=_list(columns), batch_size=batch_rows, batch_readahead=2, fragment_readahead=1, cache_metadata=False
+        columns=None if columns is None else list(columns),
+        batch_size=batch_rows,
+        batch_readahead=2,
+        fragment_readahead=1,
+        cache_metadata=False,
     )
-    any_batch = False
-    for batch in scanner.to_batches():
-        if batch.num_rows:
-            any_batch = True
-            yield batch
-    if not any_batch:
-        yield pa.RecordBatch.from_pylist([], schema=scanner.projected_schema)
-
-
-def _iter_csv(
-    filesystem: pa.fs.FileSystem, paths: Sequence[str], columns: Sequence[str] | None, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    types = csv_types(filesystem, paths)
-    names = _list(columns) or list(types)
-    schema = pa.schema([(name, types.get(name, pa.null())) for name in names])
-    any_batch = False
-    for path in paths:
-        with filesystem.open_input_stream(path) as stream:
-            for batch in _open_csv(stream, path, types, names):
-                for start in range(0, batch.num_rows, batch_rows):
-                    any_batch = True
-                    yield batch.slice(start, batch_rows).cast(schema)
-    if not any_batch:
-        yield pa.RecordBatch.from_pylist([], schema=schema)
-
-
-def csv_types(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> dict[str, pa.DataType]:
-    """Narrowest type of each column that holds in every row of every file; names in order of appearance."""
-    rungs: dict[str, int] = {}
-    for path in paths:
-        with filesystem.open_input_stream(path) as stream:
-            names = pa.csv.open_csv(stream, parse_options=_parse_options(path)).schema.names
-        with filesystem.open_input_stream(path) as stream:
-            for batch in _open_csv(stream, path, dict.fromkeys(names, pa.string())):
-                for name in names:
-                    rungs[name] = _climb(batch[name], rungs.get(name, 0))
-    return {name: LADDER[rung] for name, rung in rungs.items()}
-
-
-def _climb(values: pa.StringArray, rung: int) -> int:
-    """First rung of the ladder from `rung` on that fits all values."""
-    for candidate in range(rung, len(LADDER) - 1):
-        if values.null_count == len(values):
-            return candidate
-        if LADDER[candidate] == pa.null():
-            continue
-        try:
-            values.cast(LADDER[candidate])
-        except pa.ArrowInvalid:
-            continue
-        # A column of whole numbers and then of true and false is text: only the rungs above are looser.
-        return candidate
-    return len(LADDER) - 1
-
-
-def _open_csv(
-    stream: Any, path: str, types: Mapping[str, pa.DataType], columns: Sequence[str] | None = None
-) -> pa.csv.CSVStreamingReader:
-    return pa.csv.open_csv(
-        stream,
-        read_options=pa.csv.ReadOptions(block_size=SCAN_BYTES),
-        parse_options=_parse_options(path),
-        convert_options=_convert_options(columns, dict(types)),
-    )
-
-
-def _read_csv(filesystem: pa.fs.FileSystem, path: str, columns: Sequence[str] | None) -> pa.Table:
-    with filesystem.open_input_stream(path) as stream:
-        return pa.csv.read_csv(
-            stream, parse_options=_parse_options(path), convert_options=_convert_options(columns, None)
-        )
-
-
-def _parse_options(path: str) -> pa.csv.ParseOptions:
-    return pa.csv.ParseOptions(delimiter=CSV_SUFFIXES[suffix_of(path)], newlines_in_values=True)
-
-
-def _convert_options(columns: Sequence[str] | None, types: dict[str, pa.DataType] | None) -> pa.csv.ConvertOptions:
-    return pa.csv.ConvertOptions(
-        column_types=types, strings_can_be_null=True, include_columns=_list(columns), include_missing_columns=True
-    )
+    yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+    yield pa.RecordBatch.from_pylist([], schema=scanner.projected_schema)
 
 
 def _content(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -221,10 +147,10 @@ def _content(column: pa.ChunkedArray) -> Iterator[Any]:
         return
     else:
         texts = column if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) else _texts(column)
-        for chunk in pa.chunked_array([c.cast(pa.large_binary()) for c in texts.chunks], pa.large_binary()).chunks:
-            filled = pc.fill_null(chunk, b"")
-            yield np.asarray(pc.binary_length(filled)).data
-            yield b"".join(filled.to_pylist())
+        filled = pc.fill_null(texts.cast(pa.large_binary()), b"")
+        yield np.asarray(pc.binary_length(filled)).data
+        for chunk in filled.chunks:
+            yield b"".join(chunk.to_pylist())
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -236,7 +162,7 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _of_one_format(uri: str, paths: list[str]) -> list[str]:
     if not paths:
         raise FileNotFoundError(f"the folder {uri!r} holds no data files; give {ALLOWED}")
-    known = {*CSV_SUFFIXES, *PARQUET_SUFFIXES}
+    known = {*DELIMITERS, *PARQUET_SUFFIXES}
     for path in paths:
         if suffix_of(path) not in known:
             name = uri if len(paths) == 1 else path
@@ -250,8 +176,12 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.split("/") if part)
 
 
-def _list(columns: Sequence[str] | None) -> list[str] | None:
-    return None if columns is None else list(columns)
+def _require_unique_names(uri: str, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"columns of {uri!r} must have different names (in CSV, on the first line); twice: {twice[:8]}"
+        )
 
 
 def _unreadable(uri: str, error: Exception) -> str:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 Method = Literal["none", "temperature", "platt", "isotonic"]
 
 TABLE_SIZE = 128
-_EPSILON = 1e-7
+RIDGE = 1e-3  # rows that speak for the identity: separable data stay finite
 
 
 def logit(probability: Tensor) -> Tensor:
-    """Return the log-odds, kept finite at 0 and 1."""
-    return torch.logit(probability, eps=_EPSILON)
+    """Return the log-odds, kept finite at 0 and 1 by no more than float32 asks: what it tells apart stays apart."""
+    return torch.log(probability.clamp_min(1e-30)) - torch.log((1 - probability).clamp_min(5e-8))
 
 
 class Calibration(nn.Module):
@@ -23,7 +23,7 @@ class Calibration(nn.Module):
 
     `temperature` fits the slope (Guo et al., 2017), `platt` slope and offset (Platt, 1999), `isotonic` a piecewise
     linear table of `TABLE_SIZE` points through the isotonic regression (Zadrozny and Elkan, 2002). The first two keep
-    the ranking to the letter; the table makes ties.
+    the ranking, as far as float32 tells probabilities near 1 apart; the table makes ties.
     """
 
     slope: Tensor
@@ -51,7 +51,8 @@ class Calibration(nn.Module):
         return torch.sigmoid(self.slope * logit(probability) + self.offset)
 
     def fit(self, probability: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        """Fit to raw probabilities [rows], targets of 0 and 1 and weights; leaves the identity if one class is absent."""
+        """Fit to raw probabilities [rows], targets of 0 and 1 and weights; gives the identity if one class is absent."""
+        self.load_state_dict(Calibration(self.method).state_dict())
         if self.method == "none" or len(np.unique(target)) < 2:
             return
         if self.method == "isotonic":
@@ -77,17 +78,25 @@ class Calibration(nn.Module):
     def _fit_logistic(
         self, probability: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64]
     ) -> None:
-        """Newton's method on the weighted log-loss, with a ridge of 1e-3 rows so that separable data stays finite."""
+        """Newton's method on the weighted log-loss, its steps halved until they descend."""
         x = logit(torch.from_numpy(probability).double()).numpy()
         design = np.stack([x, np.ones_like(x)], axis=1)[:, : 1 if self.method == "temperature" else 2]
         start = np.array([1.0, 0.0])[: design.shape[1]]
         theta = start.copy()
-        for _ in range(50):
+
+        def loss(theta: NDArray[np.float64]) -> float:
+            log_odds = design @ theta
+            ridge = RIDGE / 2 * np.sum((theta - start) ** 2)
+            return float(np.sum(weight * (np.logaddexp(0.0, log_odds) - target * log_odds)) + ridge)
+
+        for _ in range(100):
             predicted = 1.0 / (1.0 + np.exp(-np.clip(design @ theta, -30, 30)))
-            gradient = design.T @ (weight * (predicted - target)) + 1e-3 * (theta - start)
+            gradient = design.T @ (weight * (predicted - target)) + RIDGE * (theta - start)
             curvature = (design * (weight * predicted * (1 - predicted))[:, None]).T @ design
-            step = np.linalg.solve(curvature + 1e-3 * np.eye(len(theta)), gradient)
-            theta -= np.clip(step, -1.0, 1.0)
+            step = np.linalg.solve(curvature + RIDGE * np.eye(len(theta)), gradient)
+            while loss(theta - step) > loss(theta) and np.max(np.abs(step)) > 1e-9:
+                step /= 2
+            theta -= step
             if np.max(np.abs(step)) < 1e-9:
                 break
         if theta[0] <= 0:  # scores that rank backwards on validation: calibrating would turn the ranking round

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,12 @@ class Scored:
     amount: Floats
     day: NDArray[np.int64]
     customer: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, score: NDArray[Any], columns: Mapping[str, NDArray[Any]]) -> "Scored":
+        """Join scores with the other columns of their rows, of any float type."""
+        floats = {name: columns[name].astype(np.float64) for name in ("target", "weight", "amount")}
+        return cls(score.astype(np.float64), **floats, day=columns["day"], customer=columns["customer"])
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,13 @@ def recall_at_alert_share(ranked: Ranked, share: float) -> float:
 def threshold_at_alert_share(ranked: Ranked, share: float) -> float:
     """Lowest score that keeps the share of alerts at or under `share`; above every score if none does."""
     alerts = ranked.true_positives + ranked.false_positives
-    allowed = np.flatnonzero(alerts <= share * alerts[-1])
-    return float(ranked.threshold[allowed[-1]]) if len(allowed) else float(np.nextafter(ranked.threshold[0], 2.0))
+    allowed = np.flatnonzero(alerts <= share * alerts[-1] * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
+    return float(ranked.threshold[allowed[-1]]) if len(allowed) else just_above(ranked.threshold[0])
+
+
+def just_above(score: float) -> float:
+    """Return a threshold above `score` that stays above it in the float32 in which modules keep thresholds."""
+    return float(np.nextafter(np.float32(score), np.float32(2.0)))
 
 
 def cost_at_thresholds(rows: Scored, false_positive: float) -> tuple[Floats, Floats]:
@@ -94,7 +106,7 @@ def threshold_of_least_cost(rows: Scored, false_positive: float) -> float:
     threshold, cost = cost_at_thresholds(rows, false_positive)
     best = int(np.argmin(cost))
     silent = float(np.sum(rows.weight * rows.amount * rows.target))
-    return float(threshold[best]) if cost[best] < silent else float(np.nextafter(threshold[0], 2.0))
+    return float(threshold[best]) if cost[best] < silent else just_above(threshold[0])
 
 
 def brier(rows: Scored) -> float:
@@ -103,9 +115,12 @@ def brier(rows: Scored) -> float:
 
 
 def calibration_bins(rows: Scored, num_bins: int = 15) -> tuple[Floats, Floats, Floats]:
-    """Return mean score, positive rate and weight of bins of equal count, [bins] each, empty bins left out."""
-    edges = np.unique(np.quantile(rows.score, np.linspace(0, 1, num_bins + 1)))
-    place = np.clip(np.searchsorted(edges, rows.score, side="right") - 1, 0, max(len(edges) - 2, 0))
+    """Return mean score, positive rate and weight of bins of equal count, [bins] each, empty bins left out.
+
+    A bin holds the scores up to and with its upper edge, so that the few above a large tie have one of their own.
+    """
+    edges = np.unique(np.quantile(rows.score, np.linspace(0, 1, num_bins + 1)[1:-1]))
+    place = np.searchsorted(edges, rows.score, side="left")
     weight = np.bincount(place, rows.weight)
     filled = weight > 0
     score = np.bincount(place, rows.weight * rows.score)[filled] / weight[filled]
@@ -123,14 +138,15 @@ def card_precision(rows: Scored, top: int = 100) -> float:
     """Card precision@top of the Fraud Detection Handbook (chapter 4): the daily share of true ones in the top cards.
 
     Each day, customers are ranked by their highest score; a card once detected is left out of later days. NaN where
-    there are no customers.
+    there are no customers; rows without one are no card.
     """
-    if len(rows.customer) == 0 or rows.customer.max() < 0:
+    known = rows.customer != -1
+    if not known.any():
         return float("nan")
     detected: set[int] = set()
     precisions = []
     for day in np.unique(rows.day):
-        today = rows.day == day
+        today = known & (rows.day == day)
         customers, place = np.unique(rows.customer[today], return_inverse=True)
         best, fraud = np.full(len(customers), -np.inf), np.zeros(len(customers))
         np.maximum.at(best, place, rows.score[today])
@@ -166,9 +182,9 @@ def ranking(rows: Scored) -> dict[str, float]:
     return {
         "average_precision": average_precision(ranked),
         "roc_auc": roc_auc(ranked),
-        "recall_at_0.1pct": recall_at_alert_share(ranked, 0.001),
-        "recall_at_1pct": recall_at_alert_share(ranked, 0.01),
         "card_precision_at_100": card_precision(rows),
+        "recall_at_1pct": recall_at_alert_share(ranked, 0.01),
+        "recall_at_0.1pct": recall_at_alert_share(ranked, 0.001),
         "brier": brier(rows),
         "expected_calibration_error": expected_calibration_error(rows),
     }

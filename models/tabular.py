@@ -15,48 +15,64 @@ from models.preprocessing import CategoryEmbedding, NumericEncoding, TableEncodi
 class TabM(nn.Module):
     """An ensemble of MLPs that share their weight matrices (https://arxiv.org/abs/2410.24210).
 
-    Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own. The first layer has no r (its
-    product with the encoded columns is then the same for all members and computed once); its s starts as random signs, which
-    sets the members apart.
+    Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own; the r of the first start as
+    random signs, which sets the members apart. They see one shared linear embedding of the encoded columns.
     """
 
     def __init__(
-        self, schema: Mapping[str, Any], *, width: int, num_blocks: int, dropout: float, num_members: int, category_size: int
+        self,
+        schema: Mapping[str, Any],
+        *,
+        embedding_size: int,
+        width: int,
+        num_blocks: int,
+        num_members: int,
+        dropout: float,
+        category_size: int,
     ) -> None:
         super().__init__()
-        check_positive(width=width, num_blocks=num_blocks, num_members=num_members, category_size=category_size)
+        sizes = {"embedding_size": embedding_size, "width": width, "num_blocks": num_blocks, "num_members": num_members}
+        check_positive(**sizes, category_size=category_size)
         self.encoding = TableEncoding(schema, category_size=category_size)
-        self.first = nn.Linear(self.encoding.size, width, bias=False)
-        self.scale = nn.Parameter(torch.randint(0, 2, (num_members, width)) * 2.0 - 1.0)
-        self.bias = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * self.encoding.size**-0.5)
-        self.blocks = nn.ModuleList(MemberLinear(width, num_members) for _ in range(num_blocks - 1))
-        self.dropout = dropout
-        self.head_weight = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * width**-0.5)
-        self.head_bias = nn.Parameter(torch.full((num_members,), prior_logit(schema)))
+        self.embedding = nn.Linear(self.encoding.size, embedding_size)
+        self.blocks = nn.ModuleList(
+            MemberLinear(size, width, num_members) for size in [embedding_size] + [width] * (num_blocks - 1)
+        )
+        self.head = MemberLinear(width, 1, num_members)
+        with torch.no_grad():
+            self.blocks[0].input_scale.copy_(torch.randint(0, 2, (num_members, embedding_size)) * 2.0 - 1.0)
+            self.head.bias.fill_(prior_logit(schema))
+        self.num_members, self.dropout = num_members, dropout
 
     def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
         """Logits [B, K]."""
-        shared = self.first(self.encoding(numeric, categorical, timestamp))
-        hidden = functional.relu(shared.unsqueeze(1) * self.scale + self.bias)  # [B, K, W]
-        hidden = functional.dropout(hidden, self.dropout, self.training)
+        encoded = self.encoding(numeric, categorical, timestamp)
+        embedded = functional.dropout(self.embedding(encoded), self.dropout, self.training)
+        hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
         for block in self.blocks:
-            hidden = functional.dropout(functional.relu(block(hidden)), self.dropout, self.training)
-        return (hidden * self.head_weight).sum(2) + self.head_bias
+            hidden = functional.relu(block(hidden))
+        return self.head(hidden).squeeze(2).T
 
 
 class MemberLinear(nn.Module):
-    """A square linear layer [B, K, W] whose matrix all members share, with input scale, output scale and bias of each member's own."""
+    """A linear layer [K, B, inputs] to [K, B, outputs] whose matrix all members share, with scales and bias of each member's own.
 
-    def __init__(self, width: int, num_members: int) -> None:
+    The scales are multiplied into the matrix, which has fewer elements than a batch: one batched product and no pass over the
+    activations, which made a training step twice as fast on a CPU.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, num_members: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, width).uniform_(-1, 1) * width**-0.5)
-        self.input_scale = nn.Parameter(torch.ones(num_members, width))
-        self.output_scale = nn.Parameter(torch.ones(num_members, width))
-        self.bias = nn.Parameter(torch.empty(num_members, width).uniform_(-1, 1) * width**-0.5)
+        bound = num_inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(num_inputs, num_outputs).uniform_(-bound, bound))
+        self.input_scale = nn.Parameter(torch.ones(num_members, num_inputs))
+        self.output_scale = nn.Parameter(torch.ones(num_members, num_outputs))
+        self.bias = nn.Parameter(torch.empty(num_members, num_outputs).uniform_(-bound, bound))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Apply to [B, K, W]."""
-        return functional.linear(hidden * self.input_scale, self.weight) * self.output_scale + self.bias
+        """Apply to [K, B, inputs]."""
+        weight = self.weight * self.input_scale.unsqueeze(2) * self.output_scale.unsqueeze(1)
+        return torch.baddbmm(self.bias.unsqueeze(1), hidden, weight)
 
 
 class MLP(nn.Module):

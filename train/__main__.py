@@ -16,7 +16,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from train import errors  # noqa: E402
-from train.config import listing  # noqa: E402
+from train.config import arguments, listing  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")
@@ -32,4 +32,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.guard(main) if listing.has_overrides(sys.argv[1:]) else listing.show(sys.argv[1:]))
+    sys.argv[1:] = arguments.in_order(sys.argv[1:])
+    sys.exit(errors.guard(listing.answer(sys.argv[1:]) or main))

@@ -82,6 +82,12 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def best_whole(folder: Path) -> Path | None:
+    """Return the best checkpoint if it verifies, else the newest that does."""
+    best = folder / BEST
+    return best if is_whole(best) else newest_whole(folder)
+
+
 class Checkpoints(Checkpoint):
     """Keeps the newest checkpoints of a run, to go on from, and the best, to ship.
 

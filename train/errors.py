@@ -101,14 +101,16 @@ def job() -> Iterator[None]:
         yield
     except Exception as error:
         failure = _explained(error) or _refused_by_constructor(error)
-        if failure is None or wants_traceback() or isinstance(failure, InterruptedRunError):
+        if failure is None or wants_traceback():
             raise
         report(failure)
+        if isinstance(failure, InterruptedRunError):
+            raise SystemExit(failure.exit_code) from None  # no other job of a `--multirun` starts
         _failures.append(failure)
 
 
-def guard(verb: Callable[[], object]) -> int:
-    """Run a verb to its exit code; a defect keeps its traceback."""
+def guard(verb: Callable[[], object], config_name: str = "train") -> int:
+    """Run a verb, whose config is configs/<config_name>.yaml, to its exit code; a defect keeps its traceback."""
     _failures.clear()
     _full_error_before[:] = [os.environ.get(FULL_ERROR)]
     full = wants_traceback()
@@ -119,7 +121,7 @@ def guard(verb: Callable[[], object]) -> int:
         report(InterruptedRunError("Interrupted."))
         return InterruptedRunError.exit_code
     except Exception as error:
-        failure = _explained(error) or _refused_by_hydra(error)
+        failure = _explained(error) or _refused_by_hydra(error, config_name)
         if failure is None or full:
             raise
         report(failure)
@@ -149,12 +151,12 @@ def _explained(error: BaseException) -> UserError | None:
     return None
 
 
-def _refused_by_hydra(error: BaseException) -> UserError | None:
+def _refused_by_hydra(error: BaseException, config_name: str) -> UserError | None:
     if type(error).__module__.partition(".")[0] not in {"hydra", "omegaconf", "yaml"}:
         return None
     from train.config.compose import explain
 
-    return explain(error, sys.argv[1:])
+    return explain(error, sys.argv[1:], config_name)
 
 
 def _refused_by_constructor(error: BaseException) -> UserError | None:

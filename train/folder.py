@@ -81,45 +81,62 @@ class RunFolder:
         aside.symlink_to(self.path.name)
         os.replace(aside, self.path.parent / "latest")
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file atomically."""
-        aside = self.path / f".{name}.tmp"
-        try:
-            with aside.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.path / name)
-        except OSError as error:
-            raise StorageError(f"could not write {self.path / name}: {error}") from error
-
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
-        self.write_text(name, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+        write_json(self.path / name, content)
 
     def write_config(self, cfg: DictConfig) -> None:
         """Write config.yaml, resolved: `python -m train --config-dir FOLDER --config-name config` runs it again."""
-        self.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
     @contextlib.contextmanager
-    def logging_to_file(self) -> Iterator[None]:
-        """Send the log to train.log (rank 0) or train-rank<N>.log while the context is open."""
+    def logging_open(self) -> Iterator[None]:
+        """Send the log to train.log (rank 0) or train-rank<N>.log while the context is open; warnings to the screen too."""
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))
         handler = logging.FileHandler(self.path / ("train.log" if rank == "0" else f"train-rank{rank}.log"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
         logging.getLogger("pytorch_lightning").handlers.clear()  # its own goes to the screen
         level = root.level
-        root.addHandler(handler)
+        screen = logging.StreamHandler()
+        screen.setLevel(logging.WARNING)
+        screen.addFilter(lambda record: record.name != "py.warnings")  # libraries' warnings are for the file
+        screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handlers = [handler, screen] if is_rank_zero() else [handler]
+        for each in handlers:
+            root.addHandler(each)
         root.setLevel(logging.INFO)
         logging.captureWarnings(True)
         try:
             yield
         finally:
             logging.captureWarnings(False)
-            root.removeHandler(handler)
+            for each in handlers:
+                root.removeHandler(each)
             root.setLevel(level)
             handler.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error}") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all; NaN becomes null."""
+    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
 
 
 def _without_nan(value: Any) -> Any:

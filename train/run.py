@@ -65,10 +65,10 @@ def run(cfg: DictConfig) -> Result:
         StorageError: a checkpoint or the result cannot be written.
     """
     started = time.perf_counter()
-    with folder.run_id_for_all_ranks(cfg.run_id) as run_id:
+    with folder.run_id_for_all_ranks(None if cfg.run_id is None else str(cfg.run_id)) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
         resume = f"python -m train experiment={cfg.name} run_id={run_id} (and the same overrides)"
-        with place.logging_to_file(), errors.reporting_interrupt(resume):
+        with place.logging_open(), errors.reporting_interrupt(resume):
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
             datamodule = make_data(cfg)
@@ -123,6 +123,7 @@ def make_trainer(cfg: DictConfig, place: folder.RunFolder) -> tuple[Trainer, Par
         default_root_dir=str(place.path),
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,  # epochs' metrics only go through Lightning; steps' are Telemetry's
     )
     return trainer, Parts(telemetry, checkpoints)
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ console = Console(highlight=False)
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.5
+MOST_COLUMNS = 5
 
 
 class Bar(Callback):
@@ -102,11 +103,12 @@ def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:
 def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monitor: str, mode: str) -> None:
     """Print test metrics, one row a model, and say so where `ours` loses to a baseline on the monitored metric."""
     metric = monitor.partition("/")[2]
-    names = [name for name in results[ours] if any(name in row for row in results.values())][:8]
+    names = [name for name in results[ours] if any(name in row for row in results.values())]
     if metric in results[ours]:
         names = [metric, *(name for name in names if name != metric)]
+    names = names[:MOST_COLUMNS]
     table = Table(title="test", title_justify="left", title_style="bold")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for model, row in results.items():
@@ -117,6 +119,24 @@ def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monit
     if better:
         gaps = ", ".join(f"{name} ({_number(results[name][metric])})" for name in better)
         console.print(f"[yellow]On test {metric}, {ours} ({_number(results[ours][metric])}) loses to {gaps}.[/]")
+
+
+def show_metrics(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:
+    """Print the metrics of one set of rows, one a line, with their 95 % intervals where there are such."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, value in metrics.items():
+        bounds = " to ".join(_number(bound) for bound in intervals.get(name, ()))
+        table.add_row(name.rpartition("/")[2].replace("_", " "), _number(value), bounds)
+    console.print(table)
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what was noticed on the way."""
+    for note in notes:
+        console.print(f"[dim]note  {note}[/]", soft_wrap=True)
 
 
 def _beats(one: Mapping[str, float], other: Mapping[str, float], metric: str, mode: str) -> bool:

@@ -13,9 +13,11 @@ from torch import Tensor
 from train import checkpoint
 from train.errors import DivergedError
 
+LOOK_EVERY_N_STEPS = 50
+
 
 class Telemetry(Callback):
-    """Collects the losses of training calls on the device and looks at them every `log_every_n_steps` steps.
+    """Collects the losses of training calls on the device and looks at them every `LOOK_EVERY_N_STEPS` steps.
 
     Looking is what waits for the device, so nothing else does. Totals are kept for the run's result.
 
@@ -45,7 +47,7 @@ class Telemetry(Callback):
     ) -> None:
         """Look at the losses when enough steps have passed."""
         self.pending.append(outputs["loss"])
-        if trainer.global_step - self.first_pending >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if trainer.global_step - self.first_pending >= LOOK_EVERY_N_STEPS:
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

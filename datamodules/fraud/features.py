@@ -150,6 +150,8 @@ def customer_features(
     features["amount_to_recent"] = divide(amounts, recent, np.nan)
     for days, seconds in windows.items():
         features[f"customer_large_{days}d"] = timeline.before(seconds).sum(large)
+    own = np.arange(len(amounts))
+    features["customer_days_since_large"] = days_since(timeline, last_position(large)[own] + 1, timeline.first)
     features[f"customer_frauds_{longest}d"] = timeline.delayed(delay, windows[longest]).sum(labels)
     features["customer_days_since_last"] = days_since(timeline, timeline.before(0).stop, timeline.first)
     return features, ratio
@@ -165,19 +167,18 @@ def terminal_features(
         features[f"terminal_count_{days}d"] = window.count.astype(np.float64)
         features[f"terminal_risk_{days}d"] = window.mean(labels, empty=0.0)
     known = timeline.known(delay).stop
-    after_fraud, after_legitimate = last_position(labels == 1) + 1, last_position(labels == 0) + 1
-    positions = np.arange(len(labels) + 1)
-    # positions[known] is the end of what is known; the last legitimate row before it starts the present run of frauds
-    run_start = np.maximum(after_legitimate[known], timeline.first)
-    features["terminal_fraud_run"] = (positions[known] - run_start).astype(np.float64)
-    features["terminal_fraud_run_days"] = np.where(
-        features["terminal_fraud_run"] > 0, days_since(timeline, run_start + 1, timeline.first), np.nan
-    )
+    is_ordinary = (labels == 1) & ~(ratios > LARGE_RATIO)
+    after_fraud, after_legitimate = last_position(is_ordinary) + 1, last_position(labels == 0) + 1
+    # The run of frauds that is on: from the first ordinary one after the last legitimate transaction.
+    run_start = next_position(is_ordinary)[np.maximum(after_legitimate[known], timeline.first)]
+    is_on = run_start < known
+    features["terminal_fraud_run"] = np.where(is_on, Window(np.minimum(run_start, known), known).sum(is_ordinary), 0.0)
+    since_start = (timeline.times - timeline.times[np.minimum(run_start, len(labels) - 1)]) / DAY
+    features["terminal_fraud_run_days"] = np.where(is_on, since_start, np.nan)
     features["terminal_days_since_fraud"] = days_since(timeline, after_fraud[known], timeline.first)
     features["terminal_days_since_legitimate"] = days_since(timeline, after_legitimate[known], timeline.first)
     longest = timeline.delayed(delay, max(windows.values()))
-    ordinary = (labels == 1) & ~(ratios > LARGE_RATIO)
-    features[f"terminal_ordinary_frauds_{max(windows)}d"] = longest.sum(ordinary)
+    features[f"terminal_ordinary_frauds_{max(windows)}d"] = longest.sum(is_ordinary)
     return features
 
 
@@ -191,6 +192,12 @@ def last_position(flags: npt.NDArray[np.bool_]) -> Ints:
     """For each position p, 0 to len(flags): the last position before p that is flagged, or -1."""
     marks = np.where(flags, np.arange(len(flags)), -1)
     return np.concatenate(([-1], np.maximum.accumulate(marks)))
+
+
+def next_position(flags: npt.NDArray[np.bool_]) -> Ints:
+    """For each position p, 0 to len(flags): the first position from p on that is flagged, or len(flags)."""
+    marks = np.where(flags, np.arange(len(flags)), len(flags))
+    return np.concatenate((np.minimum.accumulate(marks[::-1])[::-1], [len(flags)]))
 
 
 def divide(numerator: npt.NDArray[np.float64], denominator: Array, empty: float) -> Floats:

@@ -38,7 +38,7 @@ def find(cfg: DictConfig, settings: type, supplied: Mapping[str, frozenset[str]]
     """
     findings: list[Finding] = []
     plain = _plain(cfg, "", findings)
-    if plain.get("data", BROKEN) is None and plain.get("model", BROKEN) is None:
+    if "model" in settings.__annotations__ and plain.get("data") is None and plain.get("model") is None:
         return [Finding("experiment", "is missing: add experiment=NAME; `python -m train` alone lists them")]
     findings += _against(signature.of_typed_dict(settings), plain, "", "the configuration")
     findings += _nodes(plain, "", supplied)

@@ -24,9 +24,10 @@ from train.errors import ConfigError
 Compose = Callable[[list[str]], DictConfig]
 
 
-def explain(error: BaseException, arguments: list[str]) -> ConfigError:
+def explain(error: BaseException, arguments: list[str], config_name: str = "train") -> ConfigError:
     """The findings behind an error of Hydra's, from trying the overrides of the command line one by one."""
     options = get_args_parser().parse_args(arguments)
+    options.config_name = options.config_name or config_name
     findings = [] if options.multirun else _blamed(options)
     failure = ConfigError(message(findings or [_finding(error)]))
     failure.__cause__ = None if findings else error
@@ -39,22 +40,22 @@ def _blamed(options: Any) -> list[Finding]:
     with initialize_config_module(config_module="configs", version_base="1.3"):
 
         def composed(overrides: list[str]) -> DictConfig:
-            return compose(config_name=options.config_name or "train", overrides=[*more, *overrides])
+            return compose(config_name=options.config_name, overrides=[*more, *overrides])
 
         try:
             composed([])
         except (HydraException, OmegaConfBaseException):
             return []
-        groups = _groups(more)
+        groups = _groups(options.config_name, more)
         choices = [line for line in options.overrides if _key(line) in groups]
         kept, findings = _tried(choices, [], composed, groups)
         # A wrong choice of a file makes its keys look wrong too: tell the choices first.
         return findings or _tried([o for o in options.overrides if o not in choices], kept, composed, groups)[1]
 
 
-def _groups(search_path: list[str]) -> list[str]:
+def _groups(config_name: str, search_path: list[str]) -> list[str]:
     loader: Any = GlobalHydra.instance().config_loader()
-    names = loader.get_group_options("", ObjectType.GROUP, config_name="train", overrides=search_path)
+    names = loader.get_group_options("", ObjectType.GROUP, config_name=config_name, overrides=search_path)
     return [name for name in names if not name.startswith(("hydra", "_"))]
 
 
@@ -83,7 +84,8 @@ def _finding_of_override(error: Exception, line: str, config: DictConfig, groups
     key, value = override.key_or_group, shown(override.value())
     if isinstance(error, MissingConfigException):
         found = _finding(error)
-        return replace(found, origin=origin if found.key == key else found.origin)
+        # Another file than the one asked for: it is named in the defaults list of the one asked for.
+        return replace(found, origin=origin if found.key == key else f"{key}/{override.value()}.yaml")
     unknown = _unknown_step(key, config, groups)
     if unknown is None:
         return Finding(key, _first_line(error), value, origin)

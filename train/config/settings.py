@@ -28,7 +28,7 @@ class TrainSettings(TypedDict):
     """The top level of configs/train.yaml; a new key is one line here."""
 
     name: str
-    run_id: str | None
+    run_id: str | int | None
     output_dir: str
     seed: Annotated[int, Ge(0)]
     monitor: str
@@ -46,6 +46,6 @@ class TrainSettings(TypedDict):
 SUPPLIED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"schema"}),
     "trainer": frozenset(
-        {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary"}
+        {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
     ),
 }

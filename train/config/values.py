@@ -32,10 +32,10 @@ def misfits(value: Any, annotation: Any) -> Iterator[tuple[str, Any, str]]:
         for detail in told:
             path, found = _place(value, detail["loc"])
             places[path] = found
-            by_place.setdefault(path, []).append(_rule(detail, annotation))
+            by_place.setdefault(path, []).append(_rule(detail, annotation) + _quoting(detail, found))
         for path, rules in by_place.items():
             hint = did_you_mean(places[path], _literals(annotation)) if isinstance(places[path], str) else ""
-            yield path, places[path], " or ".join(dict.fromkeys(rules)) + hint
+            yield path, places[path], " or ".join(dict.fromkeys(rules)).replace(" or must be ", " or ") + hint
 
 
 @lru_cache(maxsize=1024)
@@ -71,7 +71,13 @@ def _rule(detail: ErrorDetails, annotation: Any) -> str:
     if detail["type"] == "needs_python_object":
         return f"must be {_name(annotation)}, given as a node with a `_target_`"
     text = re.sub(r"^(Input|Value|String|List|Dictionary|Value error,) (should|must) ", "must ", detail["msg"])
-    return re.sub(r"^Value error, ", "", text)
+    text = text.replace("an object", "a mapping").replace("a valid dictionary", "a mapping")
+    return re.sub(r"^Value error, ", "", text.replace("a valid array", "a list"))
+
+
+def _quoting(detail: ErrorDetails, found: Any) -> str:
+    wants_text = detail["type"] == "string_type" and isinstance(found, (int, float))
+    return f"; the text is written '\"{json.dumps(found)}\"' on a command line" if wants_text else ""
 
 
 def _name(annotation: Any) -> str:

@@ -13,19 +13,22 @@ import torch.distributed
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from models import metrics, plots
-from models.baselines import design_matrix
+from models import baselines, metrics, plots
 from models.calibration import Calibration, Method
+from models.fraud import report
 from models.optim import Schedule, Steps, learning_rate, parameter_groups
-from models.tabular import MLP, FTTransformer, TabM
 
 Schema = Mapping[str, Any]
 Share = Annotated[float, Ge(0), Le(1)]
-Dropout = Annotated[float, Ge(0), Lt(1)]
-Count = Annotated[int, Gt(0)]
+
+PREDICT_ROWS = 8_192  # more at a time fill memory with activations and are no faster
+
+# First in every table.
+HEADLINE = ("average_precision", "roc_auc", "card_precision_at_100", "recall_at_1pct", "cost_saved_share")
 
 
 class Training(TypedDict):
@@ -110,6 +113,22 @@ class FraudModule(LightningModule):
         probability: Tensor = self.calibration(self.raw_probability(numeric, categorical, timestamp))
         return probability
 
+    @torch.inference_mode()
+    def predict_columns(self, batch: Mapping[str, Tensor], *, decision: str) -> dict[str, NDArray[Any]]:
+        """Return what to add to a table: the calibrated probability, and 1 where it reaches a threshold, [B] each.
+
+        Args:
+            batch: the inputs of `forward` by name.
+            decision: the threshold: of least "cost", or of the alert "budget".
+        """
+        thresholds = {"cost": self.threshold_cost, "budget": self.threshold_budget}
+        if decision not in thresholds:
+            raise ValueError(f"decision must be one of {', '.join(thresholds)}; got {decision!r}")
+        inputs = (torch.split(batch[name], PREDICT_ROWS) for name in ("numeric", "categorical", "timestamp"))
+        score = torch.cat([self(*part) for part in zip(*inputs, strict=True)])
+        is_alert = score >= thresholds[decision]
+        return {"score": score.cpu().numpy(), "decision": is_alert.to(torch.int8).cpu().numpy()}
+
     # Training
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -159,7 +178,7 @@ class FraudModule(LightningModule):
                 total_steps=total,
                 schedule=options["schedule"],
             ),
-            seed=torch.initial_seed() if self.trainer.datamodule is None else self.trainer.datamodule.seed,
+            seed=torch.initial_seed(),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -213,12 +232,13 @@ class FraudModule(LightningModule):
         false_positive = self.schema["cost"]["false_positive"]
         by_cost = metrics.at_threshold(rows, float(self.threshold_cost), false_positive)
         by_budget = metrics.at_threshold(rows, float(self.threshold_budget), false_positive)
-        return {
+        found = {
             **metrics.ranking(rows),
             **by_cost,
             "precision_at_budget": by_budget["precision"],
             "recall_at_budget": by_budget["recall"],
         }
+        return {name: found[name] for name in (*HEADLINE, *(name for name in found if name not in HEADLINE))}
 
     def _calibrated(self, raw: metrics.Scored) -> metrics.Scored:
         score = self.calibration(torch.from_numpy(raw.score).to(self.threshold_cost)).double().cpu().numpy()
@@ -232,8 +252,7 @@ class FraudModule(LightningModule):
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, columns)
             columns = {name: np.concatenate([part[name] for part in parts]) for name in columns}
-        floats = {name: columns[name].astype(np.float64) for name in ("score", "target", "weight", "amount")}
-        return metrics.Scored(**floats, day=columns["day"], customer=columns["customer"])
+        return metrics.Scored.of(columns["score"], columns)
 
     def _log_metrics(self, split: str, rows: metrics.Scored) -> None:
         values = {f"{split}/{name}": value for name, value in self.metrics_of(rows).items() if not np.isnan(value)}
@@ -249,53 +268,17 @@ class FraudModule(LightningModule):
         """Return plots of the last test, by file name."""
         if self.scored is None:
             return {}
-        drops = self.permutation_importance(datamodule.tensors["test"])
         return {
             **plots.detector_figures(
                 self.scored, threshold=float(self.threshold_cost), false_positive=self.schema["cost"]["false_positive"]
             ),
-            "importance": plots.importance(drops),
+            "importance": plots.importance(report.permutation_importance(self, datamodule.tensors["test"])),
         }
 
     def write_summaries(self, writer: Any, step: int) -> None:
         """Write the last test's precision-recall curve and table of thresholds to TensorBoard."""
-        if self.scored is None:
-            return
-        writer.add_pr_curve("test/precision_recall", self.scored.target, self.scored.score, step, num_thresholds=127)
-        names = ("precision", "recall", "alert_share", "cost_saved", "cost_saved_share")
-        lines = ["threshold | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
-        for threshold in sorted({*np.linspace(0.05, 0.95, 10).round(3).tolist(), float(self.threshold_cost)}):
-            row = metrics.at_threshold(self.scored, threshold, self.schema["cost"]["false_positive"])
-            lines.append(" | ".join([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)]))
-        writer.add_text("test/thresholds", "\n".join(lines), step)
-
-    @torch.no_grad()
-    def permutation_importance(self, tensors: Mapping[str, Tensor], *, most_rows: int = 8_192) -> dict[str, float]:
-        """Return the fall of average precision when a column is shuffled (Breiman, 2001), by column name.
-
-        On at most `most_rows` rows, all positives among them while they are under a half.
-        """
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(tensors["target"]), generator=generator).to(tensors["target"].device)
-        positive = tensors["target"][order] > 0
-        chosen = torch.cat([order[positive][: most_rows // 2], order[~positive]])[:most_rows]
-        rows = {name: tensors[name][chosen].to(self.device) for name in ("numeric", "categorical", "timestamp")}
-        target = tensors["target"][chosen].double().cpu().numpy()
-        shuffled = torch.randperm(len(chosen), generator=generator).to(self.device)
-        self.eval()
-
-        def quality(columns: Mapping[str, Tensor]) -> float:
-            score = self.raw_probability(**columns).double().cpu().numpy()
-            return metrics.average_precision(metrics.Ranked.of(score, target, np.ones_like(target)))
-
-        whole, drops, places = quality(rows), {}, dict.fromkeys(rows, 0)
-        for column in self.schema["columns"]:
-            kind = "numeric" if column["kind"] == "boolean" else column["kind"]
-            changed = rows[kind].clone()
-            changed[:, places[kind]] = changed[shuffled, places[kind]]
-            drops[column["name"]] = whole - quality({**rows, kind: changed})
-            places[kind] += 1
-        return drops
+        if self.scored is not None:
+            report.write_summaries(self, self.scored, writer, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
         """Fit a scikit-learn classifier on the training rows; return its test metrics, made as the network's are.
@@ -303,89 +286,9 @@ class FraudModule(LightningModule):
         Calibration and thresholds are fitted to its own validation scores.
         """
         tensors = datamodule.tensors
-        train = tensors["train"]
-        # A pipeline takes its weights through the name of its last step; the only weights here are survey weights.
-        weight = {} if not self.schema.get("weight") else _sample_weight(baseline, train["weight"].cpu().numpy())
-        baseline.fit(design_matrix(train), train["target"].cpu().numpy(), **weight)
-        judge = FraudModule(self.schema, nn.Identity(), **{**self.training_options, "ema_decay": None, "compile": False})
-        scores = {
-            split: _scored(baseline.predict_proba(design_matrix(tensors[split]))[:, 1], tensors[split])
-            for split in ("val", "test")
-            if len(tensors[split]["target"])
-        }
-        if "val" in scores:
-            judge.fit_decisions(scores["val"])
-        return judge.metrics_of(judge._calibrated(scores["test"]))
-
-
-def _sample_weight(baseline: Any, weight: Any) -> dict[str, Any]:
-    steps = getattr(baseline, "steps", None)
-    return {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": weight}
-
-
-def _scored(score: Any, tensors: Mapping[str, Tensor]) -> metrics.Scored:
-    columns = {name: tensors[name].cpu().numpy() for name in ("target", "weight", "amount", "day", "customer")}
-    floats = {name: columns[name].astype(np.float64) for name in ("target", "weight", "amount")}
-    return metrics.Scored(score.astype(np.float64), **floats, day=columns["day"], customer=columns["customer"])
-
-
-class FraudTabM(FraudModule):
-    """TabM, an ensemble in one network (Gorishniy et al., 2024, arXiv 2410.24210)."""
-
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        width: Count,
-        num_blocks: Count,
-        dropout: Dropout,
-        num_members: Count,
-        category_size: Count,
-        **training: Unpack[Training],
-    ) -> None:
-        network = TabM(
-            schema,
-            width=width,
-            num_blocks=num_blocks,
-            dropout=dropout,
-            num_members=num_members,
-            category_size=category_size,
-        )
-        super().__init__(schema, network, **training)
-        self.save_hyperparameters()
-
-
-class FraudMLP(FraudModule):
-    """A plain multilayer perceptron on the same encoded inputs."""
-
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        width: Count,
-        num_blocks: Count,
-        dropout: Dropout,
-        category_size: Count,
-        **training: Unpack[Training],
-    ) -> None:
-        network = MLP(schema, width=width, num_blocks=num_blocks, dropout=dropout, category_size=category_size)
-        super().__init__(schema, network, **training)
-        self.save_hyperparameters()
-
-
-class FraudFTTransformer(FraudModule):
-    """FT-Transformer: columns as tokens (Gorishniy et al., 2021, arXiv 2106.11959)."""
-
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        width: Count,
-        num_blocks: Count,
-        num_heads: Count,
-        dropout: Dropout,
-        **training: Unpack[Training],
-    ) -> None:
-        network = FTTransformer(schema, width=width, num_blocks=num_blocks, num_heads=num_heads, dropout=dropout)
-        super().__init__(schema, network, **training)
-        self.save_hyperparameters()
+        baselines.fit(baseline, tensors["train"], weighted=bool(self.schema.get("weight")))
+        options: Any = {**self.training_options, "ema_decay": None, "compile": False}
+        judge = FraudModule(self.schema, nn.Identity(), **options)
+        if len(tensors["val"]["target"]):
+            judge.fit_decisions(baselines.scored(baseline, tensors["val"]))
+        return judge.metrics_of(judge._calibrated(baselines.scored(baseline, tensors["test"])))

@@ -1,0 +1,70 @@
+"""What a trained fraud module tells beyond its metrics: which columns matter, and TensorBoard's closing entries."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import metrics
+
+INPUTS = ("numeric", "categorical", "timestamp")
+MOST_ROWS = 8_192
+
+
+class Detector(Protocol):
+    """The part of a `FraudModule` that is asked here."""
+
+    schema: Mapping[str, Any]
+    threshold_cost: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+    def raw_probability(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Return the probability before calibration, [B]."""
+
+
+@torch.no_grad()
+def permutation_importance(detector: Detector, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the fall of average precision when a column is shuffled (Breiman, 2001), by column name.
+
+    On at most `MOST_ROWS` rows, all positives among them while they are under a half.
+    """
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(tensors["target"]), generator=generator).to(tensors["target"].device)
+    positive = tensors["target"][order] > 0
+    chosen = torch.cat([order[positive][: MOST_ROWS // 2], order[~positive]])[:MOST_ROWS]
+    rows = {name: tensors[name][chosen].to(detector.device) for name in INPUTS}
+    target = tensors["target"][chosen].double().cpu().numpy()
+    shuffled = torch.randperm(len(chosen), generator=generator).to(detector.device)
+    detector.eval()
+
+    def quality(columns: Mapping[str, Tensor]) -> float:
+        score = detector.raw_probability(**columns).double().cpu().numpy()
+        return metrics.average_precision(metrics.Ranked.of(score, target, np.ones_like(target)))
+
+    whole, drops, places = quality(rows), {}, dict.fromkeys(rows, 0)
+    for column in detector.schema["columns"]:
+        kind = "numeric" if column["kind"] == "boolean" else column["kind"]
+        changed = rows[kind].clone()
+        changed[:, places[kind]] = changed[shuffled, places[kind]]
+        drops[column["name"]] = whole - quality({**rows, kind: changed})
+        places[kind] += 1
+    return drops
+
+
+def write_summaries(detector: Detector, rows: metrics.Scored, writer: Any, step: int) -> None:
+    """Write the precision-recall curve and a table of thresholds to TensorBoard."""
+    writer.add_pr_curve("test/precision_recall", rows.target, rows.score, step, num_thresholds=127)
+    names = ("precision", "recall", "alert_share", "cost_saved", "cost_saved_share")
+    lines = ["threshold | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
+    for threshold in sorted({*np.linspace(0.05, 0.95, 10).round(3).tolist(), float(detector.threshold_cost)}):
+        row = metrics.at_threshold(rows, threshold, detector.schema["cost"]["false_positive"])
+        lines.append(" | ".join([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)]))
+    writer.add_text("test/thresholds", "\n".join(lines), step)
