@@ -143,11 +143,11 @@ class TensorLoader:
         else:
             device = next(iter(self.tensors.values())).device
             window = torch.arange(begin, end, device=device) if order is None else order[begin:end]
-            parts = [part[rank::world_size] for part in window.split(self.batch_size)]
+            parts = [part[rank::world_size] for part in torch.split(window, self.batch_size)]
             sizes, rows = [len(part) for part in parts], torch.cat(parts)
         taken = {
             name: tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
             for name, tensor in self.tensors.items()
         }
-        columns = [tensor.split(sizes) for tensor in taken.values()]
+        columns = [torch.split(tensor, sizes) for tensor in taken.values()]
         return [dict(zip(taken, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -135,8 +135,8 @@ def describe_target(column: Column, name: str, positive: bool | int | float | st
     if len(counts) != 2:
         some = ", ".join(sorted(counts)[:8]) or "none"
         raise ValueError(
-            f"target {name!r} must have two different values; it has {len(counts)} ({some}). Choose another data.target, "
-            "or data.split=random if the table is sorted by it, so that the training rows have only one"
+            f"target {name!r} must have two different values; it has {len(counts)} ({some}). Choose another target, or "
+            "data.split=random if the table is sorted by it, so that the training rows have only one"
         )
     first, second = sorted(counts)
     if positive is not None:

@@ -179,9 +179,7 @@ def _is_hidden(path: str) -> bool:
 def _require_unique_names(uri: str, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(
-            f"columns of {uri!r} must have different names (in CSV, on the first line); twice: {twice[:8]}"
-        )
+        raise ValueError(f"columns of {uri!r} must have different names (CSV: on the first line); twice: {twice[:8]}")
 
 
 def _unreadable(uri: str, error: Exception) -> str:

@@ -54,14 +54,15 @@ def design_matrix(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
 
 def fit(baseline: Any, tensors: Mapping[str, Tensor], *, weighted: bool) -> None:
     """Fit `baseline` to a split; with `weighted`, by its row weights if the method has any (neighbours have none)."""
-    columns = columns_of(num_categorical=tensors["categorical"].shape[1])
+    matrix = design_matrix(tensors)
+    columns = columns_of(num_columns=matrix.shape[1], num_categorical=tensors["categorical"].shape[1])
     places = [name for name in baseline.get_params() if name.rpartition("__")[2] == "columns"]
     baseline.set_params(**dict.fromkeys(places, columns))
     name = weight_parameter(baseline) if weighted else None
     weight = {name: tensors["weight"].cpu().numpy()} if name else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the next digit of a baseline's weights decides nothing
-        baseline.fit(design_matrix(tensors), tensors["target"].cpu().numpy(), **weight)
+        baseline.fit(matrix, tensors["target"].cpu().numpy(), **weight)
 
 
 def scored(baseline: Any, tensors: Mapping[str, Tensor]) -> Scored:
@@ -70,17 +71,15 @@ def scored(baseline: Any, tensors: Mapping[str, Tensor]) -> Scored:
     return Scored.of(score, {name: column.cpu().numpy() for name, column in tensors.items()})
 
 
-def columns_of(num_categorical: int) -> ColumnTransformer:
+def columns_of(*, num_columns: int, num_categorical: int) -> ColumnTransformer:
     """Columns for methods that weigh sums or measure distances: holes filled, unit variance, categories one-hot."""
     numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     one_hot = OneHotEncoder(
         handle_unknown="infrequent_if_exist", max_categories=MOST_ONE_HOT, sparse_output=False, dtype=np.float32
     )
-    if not num_categorical:
-        return ColumnTransformer([("numbers", numbers, slice(0, None))])
-    return ColumnTransformer(
-        [("numbers", numbers, slice(0, -num_categorical)), ("categories", one_hot, slice(-num_categorical, None))]
-    )
+    first = num_columns - num_categorical
+    kinds = [("numbers", numbers, slice(0, first)), ("categories", one_hot, slice(first, num_columns))]
+    return ColumnTransformer([kind for kind in kinds if kind[2].start < kind[2].stop])
 
 
 def weight_parameter(baseline: Any) -> str | None:

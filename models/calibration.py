@@ -51,7 +51,7 @@ class Calibration(nn.Module):
         return torch.sigmoid(self.slope * logit(probability) + self.offset)
 
     def fit(self, probability: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        """Fit to raw probabilities [rows], targets of 0 and 1 and weights; gives the identity if one class is absent."""
+        """Fit to raw probabilities [rows], targets of 0 and 1 and weights; the identity if one class is absent."""
         self.load_state_dict(Calibration(self.method).state_dict())
         if self.method == "none" or len(np.unique(target)) < 2:
             return

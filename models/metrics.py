@@ -121,7 +121,7 @@ def calibration_bins(rows: Scored, num_bins: int = 15) -> tuple[Floats, Floats, 
     """
     edges = np.unique(np.quantile(rows.score, np.linspace(0, 1, num_bins + 1)[1:-1]))
     place = np.searchsorted(edges, rows.score, side="left")
-    weight = np.bincount(place, rows.weight)
+    weight = np.bincount(place, rows.weight).astype(np.float64)
     filled = weight > 0
     score = np.bincount(place, rows.weight * rows.score)[filled] / weight[filled]
     rate = np.bincount(place, rows.weight * rows.target)[filled] / weight[filled]

@@ -60,8 +60,8 @@ class Steps:
         seed: int,
     ) -> None:
         self.module, self.optimizer, self.clip, self.schedule, self.seed = module, optimizer, clip, schedule, seed
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.averages = [] if average is None else [p for p in average.parameters()]
+        self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+        self.averages: list[Tensor] = [] if average is None else list(average.parameters())
         self.decay = decay
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.world_size = torch.distributed.get_world_size() if is_distributed else 1
@@ -119,6 +119,6 @@ class Steps:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([grad.reshape(-1) for grad in grads] + [grads[0].new_ones(1)]).mul_(num_rows)
         torch.distributed.all_reduce(flat)
-        parts = (flat[:-1] / flat[-1]).split([grad.numel() for grad in grads])
+        parts = torch.split(flat[:-1] / flat[-1], [grad.numel() for grad in grads])
         for grad, part in zip(grads, parts, strict=True):
             grad.copy_(part.view_as(grad))

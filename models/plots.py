@@ -68,7 +68,7 @@ def calibration(rows: metrics.Scored) -> Figure:
 def score_histogram(rows: metrics.Scored, threshold: float) -> Figure:
     """Number of rows by score, positives and negatives apart."""
     figure, axes = _axes("scores", "predicted probability", "rows")
-    bins = np.linspace(0, 1, 41)
+    bins = np.linspace(0, 1, 41).tolist()
     axes.hist(rows.score[rows.target == 0], bins, color=GREY, alpha=0.6, label="negative")
     axes.hist(rows.score[rows.target == 1], bins, color=RED, alpha=0.7, label="positive")
     axes.axvline(threshold, color="black", linewidth=1, label="threshold of least cost")

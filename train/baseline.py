@@ -122,4 +122,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = arguments.in_order(sys.argv[1:])
-    sys.exit(errors.guard(main))
+    sys.exit(errors.guard(main, "baseline"))

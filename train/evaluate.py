@@ -3,9 +3,13 @@
 python -m train.evaluate run=runs/NAME/latest data.path=FILE
 """
 
+from __future__ import annotations
+
 import sys
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import hydra
 from omegaconf import DictConfig
@@ -13,6 +17,9 @@ from omegaconf import DictConfig
 from train import errors
 from train.config import arguments
 from train.config.check import check
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
@@ -35,48 +42,71 @@ def evaluate(cfg: DictConfig) -> Path:
     """
     from train.finished import open_run, unseen
 
-    path, changes = cfg.data.path, {name: value for name, value in cfg.data.items() if name != "path"}
-    run = open_run(cfg.run, changes)
+    run = open_run(cfg.run, {name: value for name, value in cfg.data.items() if name != "path"})
 
-    from pytorch_lightning import Trainer
-
-    from train import folder, screen
+    from train import screen
 
     model, datamodule = run.model(), run.datamodule()
-    with errors.reporting(errors.DataError), screen.console.status(f"reading {path}"):
-        datamodule.tensors["test"] = datamodule.load_other(path, model.schema)
-    num_rows = len(next(iter(datamodule.tensors["test"].values())))
-    if not num_rows:
-        raise errors.DataError(f"{path} has no labelled rows")
-    trainer = Trainer(
-        accelerator=cfg.accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
+    num_rows = read(datamodule, str(cfg.data.path), model.schema)
     with screen.console.status(f"scoring {num_rows:,} rows"):
-        (metrics,) = trainer.test(model, dataloaders=datamodule.test_dataloader(), verbose=False)
-    result: dict[str, Any] = {
-        "run": str(run.path),
-        "data": path,
-        "rows": num_rows,
-        "metrics": metrics,
-        "intervals_95": {f"test/{name}": interval for name, interval in model.intervals().items()},
-        "unseen": dict(datamodule.unseen),
-        "notes": datamodule.notes,
-    }
-    place = run.path / "evaluations" / folder.new_run_id()
-    with errors.reporting(errors.StorageError):
-        place.mkdir(parents=True)
-        for name, figure in model.figures(datamodule).items():
-            figure.savefig(place / f"{name}.png")
-    folder.write_json(place / "result.json", result)
-    screen.show_metrics(f"{num_rows:,} rows of {path}", metrics, result["intervals_95"])
+        metrics = test(model, datamodule.test_dataloader(), cfg.accelerator)
+        result: dict[str, Any] = {
+            "run": str(run.path),
+            "data": str(cfg.data.path),
+            "rows": num_rows,
+            "metrics": metrics,
+            "intervals_95": {f"test/{name}": interval for name, interval in model.intervals().items()},
+            "unseen": dict(datamodule.unseen),
+            "notes": datamodule.notes,
+        }
+        place = record(run.path / "evaluations", result, model.figures(datamodule))
+    screen.show_metrics(f"{num_rows:,} rows of {cfg.data.path}", metrics, result["intervals_95"])
     screen.show_notes([*datamodule.notes, *unseen(datamodule)])
     screen.console.print(f"[bold]results and plots[/]  {place}", soft_wrap=True)
+    return place
+
+
+def read(datamodule: Any, path: str, schema: Mapping[str, Any]) -> int:
+    """Give the data module the rows of `path` to test on; return how many. Raises DataError."""
+    from train.screen import console
+
+    with errors.reporting(errors.DataError), console.status(f"reading {path}"):
+        tensors = datamodule.load_other(path, schema)
+    num_rows = len(next(iter(tensors.values())))
+    if not num_rows:
+        raise errors.DataError(f"{path} has no labelled rows")
+    datamodule.tensors["test"] = tensors
+    return num_rows
+
+
+def test(model: Any, loader: Any, accelerator: str) -> dict[str, float]:
+    """Run Lightning's test over the loader, on one device; return its metrics."""
+    from pytorch_lightning import Trainer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on loaders is for those who write them
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        (metrics,) = trainer.test(model, dataloaders=loader, verbose=False)
+    return dict(metrics)
+
+
+def record(evaluations: Path, result: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:
+    """Write a new folder of plots and, last, result.json; return it. Raises StorageError."""
+    from train import folder
+
+    place = evaluations / folder.new_run_id()
+    with errors.reporting(errors.StorageError):
+        place.mkdir(parents=True)
+        for name, figure in figures.items():
+            figure.savefig(place / f"{name}.png")
+    folder.write_json(place / "result.json", result)
     return place
 
 
@@ -90,4 +120,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = arguments.in_order(sys.argv[1:])
-    sys.exit(errors.guard(main))
+    sys.exit(errors.guard(main, "evaluate"))

@@ -91,7 +91,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def logging_open(self) -> Iterator[None]:
-        """Send the log to train.log (rank 0) or train-rank<N>.log while the context is open; warnings to the screen too."""
+        """Send the log to train.log (rank 0) or train-rank<N>.log, and warnings to the screen, while it is open."""
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))
         handler = logging.FileHandler(self.path / ("train.log" if rank == "0" else f"train-rank{rank}.log"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -102,7 +102,7 @@ class RunFolder:
         screen.setLevel(logging.WARNING)
         screen.addFilter(lambda record: record.name != "py.warnings")  # libraries' warnings are for the file
         screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        handlers = [handler, screen] if is_rank_zero() else [handler]
+        handlers: list[logging.Handler] = [handler, screen] if is_rank_zero() else [handler]
         for each in handlers:
             root.addHandler(each)
         root.setLevel(logging.INFO)

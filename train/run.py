@@ -159,9 +159,10 @@ def find_checkpoint(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
 
 
 def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Metrics:
-    """Validate and test the best checkpoint; return both splits' metrics."""
+    """Validate and test the best checkpoint; return the metrics of both splits, as far as they have rows."""
     metrics: Metrics = {}
-    for evaluate in (trainer.validate, trainer.test):
+    verbs = (trainer.validate, datamodule.val_dataloader()), (trainer.test, datamodule.test_dataloader())
+    for evaluate in (verb for verb, loader in verbs if loader):
         for found in evaluate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True):
             metrics.update(found)
     return metrics

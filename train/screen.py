@@ -102,6 +102,9 @@ def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:
 
 def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monitor: str, mode: str) -> None:
     """Print test metrics, one row a model, and say so where `ours` loses to a baseline on the monitored metric."""
+    if not results[ours]:
+        console.print("There are no test rows: nothing was tested.")
+        return
     metric = monitor.partition("/")[2]
     names = [name for name in results[ours] if any(name in row for row in results.values())]
     if metric in results[ours]:

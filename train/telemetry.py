@@ -50,6 +50,10 @@ class Telemetry(Callback):
         if trainer.global_step - self.first_pending >= LOOK_EVERY_N_STEPS:
             self._look(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the rest before weights are scored whose loss may not be finite."""
+        self._look(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the rest before the epoch is saved."""
         self._look(trainer)

@@ -6,9 +6,14 @@ from sklearn.tree import DecisionTreeClassifier
 
 MAX_ROWS = 200_000  # a tree on more rows takes long and moves its thresholds little
 MIN_LEAF_ROWS = 5
+MIN_EVIDENCE = (
+    15.0  # a split's likelihood ratio statistic (chi-squared, one degree of freedom); below, it is likely noise
+)
 
 
-def fit_bins(x: npt.NDArray[np.floating], y: npt.NDArray[np.number], *, num_quantiles: int, num_thresholds: int) -> list[float]:
+def fit_bins(
+    x: npt.NDArray[np.floating], y: npt.NDArray[np.number], *, num_quantiles: int, num_thresholds: int
+) -> list[float]:
     """Ascending edges of one numeric column's bins, its least and greatest value at the ends.
 
     A quantile is one edge. A threshold of the tree is two, the values on its either side, so that the narrow bin between them rises
@@ -18,7 +23,9 @@ def fit_bins(x: npt.NDArray[np.floating], y: npt.NDArray[np.number], *, num_quan
     x: [rows], may hold NaN. y: [rows], 1 for the class that the thresholds are to separate.
     """
     if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"x and y must be vectors of one length, got shapes {x.shape} and {y.shape}: pass one column at a time")
+        raise ValueError(
+            f"x and y must be vectors of one length, got shapes {x.shape} and {y.shape}: pass one column at a time"
+        )
     values, target = x.astype(np.float32), y > 0
     is_usable = np.isfinite(values)
     values, target = thinned(values[is_usable], target[is_usable])
@@ -31,13 +38,20 @@ def fit_bins(x: npt.NDArray[np.floating], y: npt.NDArray[np.number], *, num_quan
 
 
 def threshold_edges(
-    values: npt.NDArray[np.float32], target: npt.NDArray[np.bool_], distinct: npt.NDArray[np.float32], num_thresholds: int
+    values: npt.NDArray[np.float32],
+    target: npt.NDArray[np.bool_],
+    distinct: npt.NDArray[np.float32],
+    num_thresholds: int,
 ) -> npt.NDArray[np.float32]:
     """For each threshold of a tree fitted on this column alone, the nearest values below and above it."""
     if num_thresholds < 1 or target.all() or not target.any():
         return distinct[:0]
     tree = DecisionTreeClassifier(
-        max_leaf_nodes=num_thresholds + 1, min_samples_leaf=MIN_LEAF_ROWS, criterion="entropy", random_state=0
+        max_leaf_nodes=num_thresholds + 1,
+        min_samples_leaf=MIN_LEAF_ROWS,
+        criterion="entropy",
+        min_impurity_decrease=MIN_EVIDENCE / (2 * np.log(2) * len(values)),  # entropy is in bits a row
+        random_state=0,
     )
     tree.fit(values[:, None], target)
     thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]

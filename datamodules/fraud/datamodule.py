@@ -177,6 +177,10 @@ class FraudDataModule(LightningDataModule):
             return []
         return TensorLoader(self._on_device(tensors), batch_size=EVAL_BATCH_SIZE, shuffle=False)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch as it is: the loaders' tensors live on the device."""
+        return batch
+
     def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -248,9 +252,7 @@ class FraudDataModule(LightningDataModule):
         hashed = [column["name"] for column in columns if column.get("hash_buckets")]
         self.notes += [f"hashed: {name} (more than {self.options['max_categories']} values)" for name in hashed]
         telling = telling_columns(self.tensors["train"], self.schema)
-        self.notes += [
-            f"leakage? {name} alone tells the label; if it is filled in later: data.drop" for name in telling
-        ]
+        self.notes += [f"leakage? {name} alone tells the label: data.drop it if it comes after" for name in telling]
         for split in ("val", "test"):
             target_of_split = self.tensors[split]["target"]
             if len(target_of_split) and not target_of_split.any():

@@ -75,7 +75,8 @@ class Timeline:
     def delayed(self, delay_seconds: int, seconds: int) -> Window:
         """The `seconds` that end delay_seconds ago: transactions whose labels are known by now."""
         return Window(
-            np.searchsorted(self.keys, self.keys - delay_seconds - seconds, side="right"), self.known(delay_seconds).stop
+            np.searchsorted(self.keys, self.keys - delay_seconds - seconds, side="right"),
+            self.known(delay_seconds).stop,
         )
 
     def known(self, delay_seconds: int) -> Window:
@@ -111,10 +112,14 @@ def check(columns: Mapping[str, Array], label_delay_days: int, windows_days: Seq
     """Refuse inputs that would silently give wrong features. Raises ValueError."""
     for name in ("time_seconds", "customer", "terminal", "amount", "label"):
         if name not in columns:
-            raise ValueError(f"columns must hold time_seconds, customer, terminal, amount and label; {name} is missing: rename or add it")
+            raise ValueError(
+                f"columns must hold time_seconds, customer, terminal, amount and label; {name} is missing: rename or add it"
+            )
     if np.any(np.diff(columns["time_seconds"]) < 0):
         row = int(np.argmax(np.diff(columns["time_seconds"]) < 0)) + 1
-        raise ValueError(f"time_seconds must ascend; row {row} is earlier than the row before it: sort the table by time")
+        raise ValueError(
+            f"time_seconds must ascend; row {row} is earlier than the row before it: sort the table by time"
+        )
     if not np.all(np.isfinite(columns["amount"])):
         raise ValueError("amount must be finite in every row: drop or fill the rows where it is missing")
     if not np.all(np.isin(columns["label"], (0, 1))):
@@ -129,7 +134,10 @@ def calendar_features(times: Ints) -> dict[str, Floats]:
     """Weekend and night, as 0 or 1."""
     weekday = (times // DAY + EPOCH_WEEKDAY) % 7
     hour = times % DAY // 3600
-    return {"weekend": (weekday >= WEEKEND_STARTS).astype(np.float64), "night": (hour <= NIGHT_ENDS_HOUR).astype(np.float64)}
+    return {
+        "weekend": (weekday >= WEEKEND_STARTS).astype(np.float64),
+        "night": (hour <= NIGHT_ENDS_HOUR).astype(np.float64),
+    }
 
 
 def customer_features(

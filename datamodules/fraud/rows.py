@@ -94,6 +94,7 @@ def transactions(table: pa.Table, raw: Mapping[str, Any], target: Mapping[str, A
 
 def to_tensors(rows: Rows, schema: Schema, unseen: Counter[str]) -> dict[str, Tensor]:
     """Inputs, target, weight, amount (cost of a miss), day and customer (-1: unknown) of each row."""
+    inputs = encode(rows.inputs, schema, unseen)  # first, since its errors name the column
     given, cost = rows.given, schema["raw"]["cost_false_negative"]
     present = {role: given[name] for role, name in schema["raw"]["names"].items() if name in given.column_names}
     amount = np.full(len(given), 1.0 if cost == "amount" else cost, np.float32)
@@ -105,7 +106,7 @@ def to_tensors(rows: Rows, schema: Schema, unseen: Counter[str]) -> dict[str, Te
         raise ValueError(f"column {name!r} should hold weights: no row may lack one or have a negative one")
     day = moments(present["time"]) // DAY if "time" in present else np.zeros(len(given), np.int64)
     return as_tensors(
-        encode(rows.inputs, schema, unseen)
+        inputs
         | {
             "target": encode_target(present["target"], schema["target"]),
             "weight": weight.astype(np.float32),

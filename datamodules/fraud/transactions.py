@@ -86,9 +86,10 @@ class FraudTransactions(FraudDataModule):
             raise ValueError(f"cannot score {len(table) - len(rows.order):,} rows of {uri!r}: {self.notes[-1]}")
         place = np.empty(len(table), np.int64)
         place[rows.order] = np.arange(len(table))
-        for start in range(0, len(table), BATCH_ROWS):
+        for start in range(0, max(len(table), 1), BATCH_ROWS):
             inputs = rows.inputs.take(place[start : start + BATCH_ROWS])
-            batch = table.slice(start, BATCH_ROWS).combine_chunks().to_batches()[0]
+            batches = table.slice(start, BATCH_ROWS).combine_chunks().to_batches()
+            batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
             yield batch, as_tensors(encode(inputs, schema, self.unseen))
 
     def check_other(self, table_schema: pa.Schema, schema: Schema) -> None:

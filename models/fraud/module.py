@@ -153,15 +153,9 @@ class FraudModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Bind the optimizer, the schedule and the average into one loop over mini-batches."""
-        options = self.training_options
-        total = self.trainer.max_steps
-        if total < 0:
-            num_calls = int(self.trainer.num_training_batches)
-            loader = self.trainer.train_dataloader
-            per_epoch = loader.num_batches if num_calls == len(loader) else num_calls * loader.batches_per_call
-            total = per_epoch * (self.trainer.max_epochs or 1)
+        options, total = self.training_options, self._total_steps()
         if self.trainer.world_size > 1:  # Steps reduces; DDP's hooks would reduce some of the backward passes again
-            self.trainer.model.require_backward_grad_sync = False  # type: ignore[union-attr, assignment]
+            self.trainer.model.require_backward_grad_sync = False  # type: ignore[union-attr]
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         self.steps = Steps(
@@ -181,11 +175,14 @@ class FraudModule(LightningModule):
             seed=torch.initial_seed(),
         )
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch as it is: the loader's tensors live on the device."""
-        if isinstance(batch, list):
-            return batch if batch[0]["target"].device == device else super().transfer_batch_to_device(batch, device, 0)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole training; Lightning's own estimate counts calls."""
+        if self.trainer.max_steps >= 0:
+            return self.trainer.max_steps
+        loader: Any = self.trainer.train_dataloader
+        num_calls = int(self.trainer.num_training_batches)
+        per_epoch: int = loader.num_batches if num_calls == len(loader) else num_calls * loader.batches_per_call
+        return per_epoch * (self.trainer.max_epochs or 1)
 
     def training_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step per mini-batch; return their losses [steps] for the callbacks."""

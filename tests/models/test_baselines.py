@@ -86,21 +86,28 @@ def test_every_baseline_takes_holes_categories_and_times_and_gives_probabilities
 
 
 @pytest.mark.parametrize("make", SINGLE)
-def test_a_baseline_works_without_categories_and_without_times(make: Callable[[], Any]) -> None:
-    split = made_up(num_categorical=0) | {"timestamp": torch.zeros(600, 0, dtype=torch.int64)}
+@pytest.mark.parametrize("absent", [("categorical", "timestamp"), ("numeric", "timestamp")])
+def test_a_baseline_works_where_a_kind_of_column_is_absent(make: Callable[[], Any], absent: tuple[str, ...]) -> None:
+    split = made_up()
+    split |= {name: split[name][:, :0] for name in absent}
     baseline = make()
     baselines.fit(baseline, split, weighted=False)
     assert len(baselines.scored(baseline, split).score) == 600
 
 
-@pytest.mark.parametrize("make", [baselines.logistic_regression, baselines.naive_bayes, baselines.xgboost])
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (baselines.logistic_regression, "C", 1.0),
+        (baselines.naive_bayes, "var_smoothing", 1e-3),
+        (baselines.xgboost, "max_depth", 3),
+    ],
+)
 @pytest.mark.parametrize("wrap", [False, True])
-def test_a_weight_counts_as_so_many_rows(make: Callable[[], Any], wrap: bool) -> None:
+def test_a_weight_counts_as_so_many_rows(make: Callable[[], Any], name: str, value: float, wrap: bool) -> None:
     """Also through a search and a cap on the rows, which cut the weights as they cut the rows."""
     split, weight = made_up(), torch.randint(1, 4, (600,), generator=torch.Generator().manual_seed(0))
     repeated = {name: column.repeat_interleave(weight, 0) for name, column in split.items()}
-    name = "max_depth" if make is baselines.xgboost else "C" if make is baselines.logistic_regression else "var_smoothing"
-    value = 3 if make is baselines.xgboost else 1.0 if make is baselines.logistic_regression else 1e-3
 
     def fitted(rows: Split, weighted: bool) -> Any:
         baseline = make()
@@ -187,7 +194,7 @@ def test_a_capped_baseline_is_fitted_to_so_many_rows() -> None:
 
 def test_rare_categories_share_a_column() -> None:
     codes = torch.arange(1000).unsqueeze(1) % 500
-    columns = baselines.columns_of(num_categorical=1).fit(codes.numpy().astype(np.float32))
+    columns = baselines.columns_of(num_columns=1, num_categorical=1).fit(codes.numpy().astype(np.float32))
     assert columns.transform(codes.numpy().astype(np.float32)).shape == (1000, baselines.MOST_ONE_HOT)
 
 

@@ -1,0 +1,18 @@
+"""What all tests share: data that are made once, in a folder that goes away."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Simulated data go to a folder of this session, also in child processes; the user's own cache stays as it is."""
+    before = os.environ.get("FULLCYCLE_CACHE")
+    os.environ["FULLCYCLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield os.environ["FULLCYCLE_CACHE"]
+    if before is None:
+        del os.environ["FULLCYCLE_CACHE"]
+    else:
+        os.environ["FULLCYCLE_CACHE"] = before

@@ -1,0 +1,217 @@
+"""One run from config to result.json, and what becomes of it when it is cut short."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from train import run as run_module
+from train.checkpoint import BEST, recent
+from train.errors import DataError, DivergedError
+from train.run import run
+
+
+class CrashError(Exception):
+    """What the machine does in the middle of a run."""
+
+
+class Crash(Callback):
+    """Raises at the n-th call of a hook, before or after the checkpoints are written."""
+
+    def __init__(self, hook: str, count: int) -> None:
+        self.hook, self.count = hook, count
+
+    def __getattribute__(self, name: str):
+        hook = object.__getattribute__(self, "hook")
+        return self._strike if name == hook else object.__getattribute__(self, name)
+
+    def _strike(self, trainer, *_: object) -> None:
+        if trainer.sanity_checking:
+            return
+        self.count -= 1
+        if self.count < 0:
+            raise CrashError
+
+
+@pytest.fixture
+def crashing(monkeypatch):
+    """Puts a Crash into the trainer that `run` makes."""
+    make_trainer = run_module.make_trainer
+
+    def arrange(hook: str, count: int, *, after_saving: bool) -> None:
+        def with_crash(*arguments):
+            trainer, parts = make_trainer(*arguments)
+            trainer.callbacks.insert(len(trainer.callbacks) if after_saving else 0, Crash(hook, count))
+            return trainer, parts
+
+        monkeypatch.setattr(run_module, "make_trainer", with_crash)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+def newest(folder: Path) -> dict:
+    return torch.load(recent(folder / "checkpoints")[0], weights_only=True)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights, averaged weights, optimizer, calibration and thresholds are equal bit by bit; so are the metrics."""
+    for name in ("newest", "best"):
+        a, b = (newest(each) if name == "newest" else torch.load(each / "checkpoints" / BEST) for each in (one, other))
+        assert a["global_step"] == b["global_step"]
+        assert a["state_dict"].keys() == b["state_dict"].keys()
+        for key, value in a["state_dict"].items():
+            assert torch.equal(value, b["state_dict"][key]), key
+        assert str(a["optimizer_states"]) == str(b["optimizer_states"])
+    metrics = [json.loads((each / "result.json").read_text())["metrics"] for each in (one, other)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_run_leaves_a_complete_folder(configure, capsys):
+    result = run(configure("baselines=fraud", "name=whole", "run_id=first"))
+    folder = result.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "provenance.json", "result.json", "train.log", "checkpoints"} <= names
+    assert {"precision_recall.png", "roc.png", "calibration.png", "importance.png", "score_histogram.png"} <= names
+    assert "cost_against_threshold.png" in names
+    assert (folder.parent / "latest").resolve() == folder
+
+    content = json.loads((folder / "result.json").read_text())
+    assert content["metrics"]["test/average_precision"] > 0.3
+    low, high = content["intervals_95"]["test/average_precision"]
+    assert low < content["metrics"]["test/average_precision"] < high
+    assert set(content["baselines"]) == {"base_rate", "logistic_regression", "xgboost"}
+    assert content["rows_per_second"] > 0
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["seed"] == 0
+    assert provenance["data_fingerprint"]
+    assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+    printed = capsys.readouterr().out
+    assert "logistic_regression" in printed
+    assert "tensorboard --logdir" in printed
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure):
+    first, again, other = (run(configure(f"run_id={name}", f"seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert_same_end(first.folder, again.folder)
+    assert other.metrics != first.metrics
+
+
+def test_the_mini_batches_per_call_change_nothing(configure):
+    one = run(configure("run_id=one", "data.batches_per_call=1"))
+    many = run(configure("run_id=many", "data.batches_per_call=7"))
+    assert_same_end(one.folder, many.folder)
+
+
+@pytest.mark.parametrize("after_saving", [False, True])
+@pytest.mark.parametrize(
+    ("hook", "count"),
+    [
+        ("on_train_batch_end", 0),
+        ("on_train_batch_end", 6),
+        ("on_train_batch_end", 7),
+        ("on_train_batch_end", 13),
+        ("on_validation_batch_end", 1),
+        ("on_validation_epoch_end", 0),
+        ("on_train_epoch_end", 1),
+        ("on_train_epoch_start", 2),
+    ],
+)
+def test_a_crashed_run_goes_on_to_the_same_end(configure, crashing, monkeypatch, hook, count, after_saving):
+    whole = run(configure("run_id=whole"))
+    overrides = ("run_id=cut", "checkpoint.every_n_steps=1")
+    crashing(hook, count, after_saving=after_saving)
+    with pytest.raises(CrashError):
+        run(configure(*overrides))
+    monkeypatch.undo()
+    cut = run(configure(*overrides))
+    assert cut.metrics == whole.metrics
+    assert_same_end(whole.folder, cut.folder)
+
+
+@pytest.mark.parametrize("seconds_more", [0.0, 0.35])
+def test_a_killed_run_goes_on_to_the_same_end(command, tmp_path, seconds_more):
+    arguments = [sys.executable, "-m", "train", *command, "trainer.max_epochs=25", "checkpoint.every_n_steps=5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(run_id: str) -> subprocess.Popen:
+        return subprocess.Popen([*arguments, f"run_id={run_id}"], cwd=tmp_path, env=environment)
+
+    whole, killed = start("whole"), start("killed")
+    checkpoints = tmp_path / "runs" / "fraud" / "killed" / "checkpoints"
+    while len(recent(checkpoints)) < 2:
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(seconds_more)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (checkpoints.parent / "result.json").exists()
+    assert whole.wait(120) == 0
+    assert start("killed").wait(120) == 0
+    assert "going on from" in (checkpoints.parent / "train.log").read_text()
+    assert_same_end(checkpoints.parents[1] / "whole", checkpoints.parent)
+
+
+def test_a_torn_newest_checkpoint_is_passed_over_with_a_warning(configure, caplog):
+    overrides = ("run_id=torn", "checkpoint.keep=3")
+    whole = run(configure("run_id=whole", *overrides[1:]))
+    first = run(configure(*overrides))
+    torn = recent(first.folder / "checkpoints")[0]
+    torn.write_bytes(torn.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        again = run(configure(*overrides))
+    assert f"{torn} is torn" in caplog.text
+    assert_same_end(whole.folder, again.folder)
+
+
+def test_resume_never_starts_again(configure):
+    first = run(configure("run_id=again", "trainer.max_epochs=1"))
+    again = run(configure("run_id=again", "trainer.max_epochs=1", "resume=never"))
+    assert again.metrics == first.metrics
+    assert "going on from" not in (again.folder / "train.log").read_text()
+
+
+def test_more_epochs_go_on_where_the_run_ended(configure):
+    run(configure("run_id=longer", "trainer.max_epochs=1", "model.schedule=constant", "model.warmup_share=0"))
+    longer = run(configure("run_id=longer", "model.schedule=constant", "model.warmup_share=0"))
+    whole = run(configure("run_id=whole", "model.schedule=constant", "model.warmup_share=0"))
+    assert_same_end(whole.folder, longer.folder)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(configure):
+    with pytest.raises(DivergedError, match=r"not finite at step \d+ \(learning rate .*\)\. ") as caught:
+        run(configure("model.lr=1e36", "model.gradient_clip=null", "model.warmup_share=0"))
+    assert caught.value.exit_code == 5
+
+
+def test_the_last_good_checkpoint_is_named(configure, monkeypatch):
+    from models.fraud.module import FraudModule
+
+    loss_of = FraudModule.loss_of
+
+    def broken(self, batch):
+        loss = loss_of(self, batch)
+        return loss * float("nan") if self.trainer.current_epoch == 1 else loss
+
+    monkeypatch.setattr(FraudModule, "loss_of", broken)
+    with pytest.raises(DivergedError, match=r"not finite at step 30 .*last good checkpoint is .*step=000000030\.ckpt"):
+        run(configure())
+
+
+def test_training_stops_early_when_the_metric_does_not_improve(configure):
+    result = run(configure("patience=1", "trainer.max_epochs=30", "model.lr=1e-7"))
+    assert json.loads((result.folder / "result.json").read_text())["epochs"] < 30
+
+
+def test_unreadable_data_is_a_data_error(configure):
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        run(configure("data.path=nowhere.csv"))
