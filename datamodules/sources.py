@@ -124,15 +124,13 @@ def parquet_dataset(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> pa.da
 def _iter_parquet(
     dataset: pa.dataset.Dataset, columns: Sequence[str] | None, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    scanner = dataset.scanner(
-        columns=None if columns is None else list(columns),
-        batch_size=batch_rows,
-        batch_readahead=2,
-        fragment_readahead=1,
-        cache_metadata=False,
-    )
-    yield from (batch for batch in scanner.to_batches() if batch.num_rows)
-    yield pa.RecordBatch.from_pylist([], schema=scanner.projected_schema)
+    options = {"columns": None if columns is None else list(columns), "cache_metadata": False}
+    # One row group at a time: a scanner of the whole reads up to a gigabyte ahead of a slower consumer.
+    groups = (group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group())
+    for group in groups:
+        batches = group.to_batches(schema=dataset.schema, batch_size=batch_rows, batch_readahead=2, **options)
+        yield from (batch for batch in batches if batch.num_rows)
+    yield pa.RecordBatch.from_pylist([], schema=dataset.scanner(**options).projected_schema)
 
 
 def _content(column: pa.ChunkedArray) -> Iterator[Any]:

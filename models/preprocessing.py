@@ -1,4 +1,4 @@
-"""Raw table columns to network inputs, as buffers built from the schema: the same in training and in the exported graph."""
+"""Raw table columns to network inputs, by buffers built from the schema: the same in training and in an exported graph."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,8 @@ SCALED_LIMIT = 16.0  # of the scaled values, reached by nothing real: keeps an i
 class NumericEncoding(nn.Module):
     """Numeric columns [B, F] (NaN = missing) to features [B, D]: a robustly scaled value, a missing indicator and bins.
 
-    The bins are piecewise-linear (https://arxiv.org/abs/2203.05556): each is 0 below its left edge, 1 above its right edge and
-    linear between. Missing values take the median. `column` holds the column of each feature.
+    The bins are piecewise-linear (https://arxiv.org/abs/2203.05556): each is 0 below its left edge, 1 above its right
+    edge and linear between. Missing values take the median. `column` holds the column of each feature.
     """
 
     median: Tensor

@@ -15,8 +15,8 @@ from models.preprocessing import CategoryEmbedding, NumericEncoding, TableEncodi
 class TabM(nn.Module):
     """An ensemble of MLPs that share their weight matrices (https://arxiv.org/abs/2410.24210).
 
-    Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own; the r of the first start as
-    random signs, which sets the members apart. They see one shared linear embedding of the encoded columns.
+    Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own; the r of the
+    first start as random signs, which sets the members apart. They see one shared linear embedding of the columns.
     """
 
     def __init__(
@@ -35,12 +35,11 @@ class TabM(nn.Module):
         check_positive(**sizes, category_size=category_size)
         self.encoding = TableEncoding(schema, category_size=category_size)
         self.embedding = nn.Linear(self.encoding.size, embedding_size)
-        self.blocks = nn.ModuleList(
-            MemberLinear(size, width, num_members) for size in [embedding_size] + [width] * (num_blocks - 1)
-        )
+        first = MemberLinear(embedding_size, width, num_members)
+        self.blocks = nn.ModuleList([first, *(MemberLinear(width, width, num_members) for _ in range(num_blocks - 1))])
         self.head = MemberLinear(width, 1, num_members)
         with torch.no_grad():
-            self.blocks[0].input_scale.copy_(torch.randint(0, 2, (num_members, embedding_size)) * 2.0 - 1.0)
+            first.input_scale.copy_(torch.randint(0, 2, (num_members, embedding_size)) * 2.0 - 1.0)
             self.head.bias.fill_(prior_logit(schema))
         self.num_members, self.dropout = num_members, dropout
 
@@ -51,14 +50,15 @@ class TabM(nn.Module):
         hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
         for block in self.blocks:
             hidden = functional.relu(block(hidden))
-        return self.head(hidden).squeeze(2).T
+        logits: Tensor = self.head(hidden)  # [K, B, 1]
+        return logits.squeeze(2).T
 
 
 class MemberLinear(nn.Module):
-    """A linear layer [K, B, inputs] to [K, B, outputs] whose matrix all members share, with scales and bias of each member's own.
+    """A linear layer [K, B, inputs] to [K, B, outputs]: one matrix for all members, scales and bias of each one's own.
 
-    The scales are multiplied into the matrix, which has fewer elements than a batch: one batched product and no pass over the
-    activations, which made a training step twice as fast on a CPU.
+    The scales are multiplied into the matrix, which has fewer elements than a batch: one batched product and no pass
+    over the activations, which made a training step twice as fast on a CPU.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, num_members: int) -> None:
@@ -125,7 +125,7 @@ class FTTransformer(nn.Module):
 
 
 class ColumnTokens(nn.Module):
-    """Columns to tokens [B, 1 + F + C + T, W], a class token first: a linear map of the column's own features, or its embedding."""
+    """Columns to tokens [B, 1 + F + C + T, W], a class token first: linear maps of a column's features, or embeddings."""
 
     def __init__(self, schema: Mapping[str, Any], *, width: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class ColumnTokens(nn.Module):
 
 
 class ColumnwiseLinear(nn.Module):
-    """Each column's own features to its own token: [B, D] to [B, columns, W]; `owner` [D] tells the column of each feature."""
+    """Each column's own features to its own token, [B, D] to [B, columns, W]; `owner` [D] is each feature's column."""
 
     index: Tensor
 

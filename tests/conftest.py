@@ -1,9 +1,12 @@
-"""What all tests share: data that are made once, in a folder that goes away."""
+"""What all tests share: one thread a process, and data that are made once, in a folder that goes away."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+
+# The tensors of tests are small: more threads only wait for each other, the more so where other processes compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -131,9 +131,12 @@ def extended(batch: pa.RecordBatch, columns: Mapping[str, Any]) -> pa.RecordBatc
 
 
 def open_writer(path: Path, suffix: str, schema: pa.Schema) -> Any:
-    """Open a Parquet or CSV file of these columns, with `write_batch` and `close`."""
-    from pyarrow import csv, parquet
+    """Open a Parquet or CSV file of these columns. Raises ConfigError for a column of lists in CSV."""
+    from pyarrow import csv, parquet, types
 
+    nested = [field.name for field in schema if types.is_nested(field.type)]
+    if nested and suffix == ".csv":
+        raise errors.ConfigError(f"output: CSV cannot hold the column {nested[0]!r}; write .parquet")
     return parquet.ParquetWriter(path, schema) if suffix == ".parquet" else csv.CSVWriter(path, schema)
 
 

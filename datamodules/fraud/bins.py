@@ -1,4 +1,4 @@
-"""Bins for piecewise-linear encoding (https://arxiv.org/abs/2203.05556): quantiles, and the thresholds of a decision tree."""
+"""Bins for piecewise-linear encoding (https://arxiv.org/abs/2203.05556): quantiles and a decision tree's thresholds."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ def fit_bins(
 ) -> list[float]:
     """Ascending edges of one numeric column's bins, its least and greatest value at the ends.
 
-    A quantile is one edge. A threshold of the tree is two, the values on its either side, so that the narrow bin between them rises
-    from 0 to 1 as sharply as the tree does. Edges are float32 values, as the model reads its inputs. Infinite and missing values are
-    left out; a column with fewer than two distinct values has no bins: [].
+    A quantile is one edge. A threshold of the tree is two, the values on its either side, so that the narrow bin
+    between them rises from 0 to 1 as sharply as the tree does. Edges are float32 values, as the model reads its
+    inputs. Infinite and missing values are left out; a column with fewer than two distinct values has no bins: [].
 
     x: [rows], may hold NaN. y: [rows], 1 for the class that the thresholds are to separate.
     """

@@ -118,6 +118,19 @@ def test_columns_of_the_input_are_not_overwritten(finished: Path, table: Path, t
     assert columns[-4:] == ["score", "decision", "new_score", "new_decision"]
 
 
+def test_columns_of_any_type_are_kept_and_what_csv_cannot_hold_is_named(
+    finished: Path, table: Path, tmp_path: Path
+) -> None:
+    source = pa.csv.read_csv(table)
+    source = source.set_column(2, "city", source["city"].dictionary_encode())
+    pa.parquet.write_table(source.append_column("tags", pa.array([[1, 2]] * len(source))), tmp_path / "in.parquet")
+    run_predict(finished, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    before, after = pa.parquet.read_table(tmp_path / "in.parquet"), pa.parquet.read_table(tmp_path / "out.parquet")
+    assert after.select(before.column_names).equals(before)
+    with pytest.raises(ConfigError, match="CSV cannot hold the column 'tags'; write .parquet"):
+        run_predict(finished, tmp_path / "in.parquet", tmp_path / "out.csv")
+
+
 class FullDisk:
     """Takes one batch, then no more."""
 
@@ -182,7 +195,7 @@ print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 def test_memory_does_not_grow_with_the_table(finished: Path, table: Path, tmp_path: Path, suffix: str) -> None:
     once = pa.csv.read_csv(table)
     peaks = []
-    for times in (67, 8 * 67):  # 0.2 and 1.6 million rows
+    for times in (134, 8 * 134):  # 0.4 and 3.2 million rows: a reader that runs ahead would hold 200 MB more
         source, output = tmp_path / f"in{times}{suffix}", tmp_path / f"out{times}{suffix}"
         many = pa.concat_tables([once] * times)
         if suffix == ".csv":
@@ -195,5 +208,4 @@ def test_memory_does_not_grow_with_the_table(finished: Path, table: Path, tmp_pa
         code, megabytes = done.stdout.splitlines()[-1].split()
         assert code == "0", done.stderr
         peaks.append(int(megabytes))
-    assert peaks[1] < peaks[0] + 64, f"peak memory {peaks} MB"
-    print(peaks)
+    assert peaks[1] < peaks[0] + 100, f"peak memory {peaks} MB"  # Arrow's CSV reader is 67 MB ahead at most
