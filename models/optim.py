@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 Schedule = Literal["constant", "cosine"]
+Batch = Mapping[str, Tensor]
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
@@ -67,7 +68,7 @@ class Steps:
         self.world_size = torch.distributed.get_world_size() if is_distributed else 1
         self.rank = torch.distributed.get_rank() if is_distributed else 0
 
-    def take(self, batches: Sequence[Mapping[str, Tensor]], loss_of: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+    def take(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> Tensor:
         """Take one step per mini-batch, in order, up to the trainer's `max_steps`; return their losses, [steps]."""
         trainer = self.module.trainer
         first = trainer.global_step

@@ -1,4 +1,4 @@
-"""Raw table columns to network inputs, by buffers built from the schema: the same in training and in an exported graph."""
+"""Raw table columns to network inputs, by buffers built from the schema: the same in training and in the export."""
 
 from collections.abc import Mapping
 from typing import Any

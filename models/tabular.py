@@ -125,7 +125,7 @@ class FTTransformer(nn.Module):
 
 
 class ColumnTokens(nn.Module):
-    """Columns to tokens [B, 1 + F + C + T, W], a class token first: linear maps of a column's features, or embeddings."""
+    """Columns to tokens [B, 1 + F + C + T, W], a class token first: linear maps of their features, or embeddings."""
 
     def __init__(self, schema: Mapping[str, Any], *, width: int) -> None:
         super().__init__()

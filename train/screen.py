@@ -38,9 +38,7 @@ class Bar(Callback):
         if not (trainer.is_global_zero and console.is_terminal):
             return
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
-        self.progress = Progress(
-            *columns, TimeRemainingColumn(), console=console, auto_refresh=False, transient=True
-        )
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, auto_refresh=False, transient=True)
         self.progress.start()
         total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
         self.task = self.progress.add_task("starting", total=total, status="")

@@ -1,7 +1,7 @@
 """Features of raw card transactions that use only what was known at the moment of each transaction.
 
 A transaction knows every earlier transaction at once, but their labels only after a delay: an investigation takes days.
-Among them are the fifteen inputs of the Fraud Detection Handbook (https://fraud-detection-handbook.github.io, chapter 3).
+Among them are the 15 inputs of the Fraud Detection Handbook (https://fraud-detection-handbook.github.io, chapter 3).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
 """What a trained fraud module tells beyond its metrics: which columns matter, and TensorBoard's closing entries."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -59,8 +60,23 @@ def permutation_importance(detector: Detector, tensors: Mapping[str, Tensor]) ->
     return drops
 
 
+def example_inputs(detector: Detector, num_rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows of zeros in the shapes of `forward`."""
+    kinds = [column["kind"] for column in detector.schema["columns"]]
+    num_categorical, num_timestamps = kinds.count("categorical"), kinds.count("timestamp")
+    num_numeric = len(kinds) - num_categorical - num_timestamps
+    return (
+        torch.zeros(num_rows, num_numeric, device=detector.device),
+        torch.zeros(num_rows, num_categorical, dtype=torch.int64, device=detector.device),
+        torch.zeros(num_rows, num_timestamps, dtype=torch.int64, device=detector.device),
+    )
+
+
 def write_summaries(detector: Detector, rows: metrics.Scored, writer: Any, step: int) -> None:
-    """Write the precision-recall curve and a table of thresholds to TensorBoard."""
+    """Write the model graph, the precision-recall curve and a table of thresholds to TensorBoard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorBoard's graph is torch.jit's, which torch would retire
+        writer.add_graph(detector, example_inputs(detector))
     writer.add_pr_curve("test/precision_recall", rows.target, rows.score, step, num_thresholds=127)
     names = ("precision", "recall", "alert_share", "cost_saved", "cost_saved_share")
     lines = ["threshold | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]

@@ -5,8 +5,9 @@ FULLCYCLE_DATA=DIR python scripts/bench/fraud_ulb.py --split val        # what a
 
 The subset holds every fraud and a sample of the other rows: each negative weighs 8.816 in the loss and in the metrics,
 which restores the base rate of the full set (0.173 %). Never compare its average precision with the full set's.
-Everything goes through `train.run.run` with `experiment=fraud data=creditcard`; the baselines have the same columns of
-the same rows and the same weights. Intervals are bootstrapped over the test rows (95 %). Gaps under 0.03 are noise here.
+Everything goes through `train.run.run` with `experiment=fraud data=creditcard`; the baselines have the same columns
+of the same rows and the same weights. Intervals (95 %) are bootstrapped over the test rows. Gaps under 0.03 are
+noise here.
 """
 
 import argparse
@@ -60,14 +61,28 @@ def main() -> None:
     intervals = []
     with tempfile.TemporaryDirectory() as temporary, initialize_config_module("configs", version_base="1.3"):
         path = write_weighted(Path(temporary), with_test=options.split == "test")
-        # Without the test rows, the 64th to 80th hundredth are scored as if they were the test, after 12.8 of validation.
+        # Without the test rows, the last fifth of what is left stands in for them.
         shares = [] if options.split == "test" else ["data.train_share=0.64", "data.val_share=0.16"]
         for seed in range(options.seeds):
             baselines = [f"+baselines.{name}={node % seed}" for name, node in BASELINES.items()]
-            overrides = ["experiment=fraud", "data=creditcard", f"data.path={path}", "data.weight=weight", "baselines=none"]
+            overrides = [
+                "experiment=fraud",
+                "data=creditcard",
+                f"data.path={path}",
+                "data.weight=weight",
+                "baselines=none",
+            ]
             cfg = compose(
                 "train",
-                [*overrides, *baselines, *shares, f"seed={seed}", "trainer=cpu", f"output_dir={temporary}", *options.override],
+                [
+                    *overrides,
+                    *baselines,
+                    *shares,
+                    f"seed={seed}",
+                    "trainer=cpu",
+                    f"output_dir={temporary}",
+                    *options.override,
+                ],
             )
             result = run(cfg)
             found["fullcycle"].append(result.metrics["test/average_precision"])
@@ -75,7 +90,9 @@ def main() -> None:
                 found[name].append(result.baselines[name]["average_precision"])
             content = json.loads((result.folder / "result.json").read_text())
             intervals.append(content["intervals_95"]["test/average_precision"])
-    print(f"average precision, {options.seeds} seeds, {options.threads} thread(s), negatives weighted {NEGATIVE_WEIGHT}")
+    print(
+        f"average precision, {options.seeds} seeds, {options.threads} thread(s), negatives weighted {NEGATIVE_WEIGHT}"
+    )
     for name, values in found.items():
         print(f"  {name:10} {statistics.mean(values):.4f}   {min(values):.4f}-{max(values):.4f}")
     best = max(BASELINES, key=lambda name: statistics.mean(found[name]))

@@ -115,7 +115,9 @@ def ours(cfg: DictConfig) -> float:
 def plain(module: pl.LightningModule, tensors: dict[str, Tensor], cfg: DictConfig) -> float:
     """Steps per second of a plain loop."""
     network, batch_size = module.network.train(), cfg.data.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.model.lr, weight_decay=cfg.model.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=cfg.model.lr, weight_decay=cfg.model.weight_decay, fused=True
+    )
     rows, steps = len(tensors["target"]), 0
     start = time.perf_counter()
     for _ in range(cfg.trainer.max_epochs):
@@ -154,7 +156,9 @@ def naive(module: pl.LightningModule, tensors: dict[str, Tensor], cfg: DictConfi
     """Steps per second of the tutorial's set-up, over at most 600 steps: it is slow, and no different later."""
     loader = DataLoader(TensorDataset(*(tensors[name] for name in COLUMNS)), cfg.data.batch_size, shuffle=True)
     watch = Stopwatch()
-    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=600, max_epochs=50, callbacks=[watch], default_root_dir=folder)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=600, max_epochs=50, callbacks=[watch], default_root_dir=folder
+    )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         trainer.fit(Naive(module.network, cfg.model.lr, cfg.model.weight_decay), loader)
     return watch.steps_per_second
@@ -172,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    print(f"{options.rows:,} rows x 30 floats, 64 % of them train; {options.threads} thread(s), {options.rounds} rounds")
+    print(f"{options.rows:,} rows x 30 floats, 64 % train; {options.threads} thread(s), {options.rounds} rounds")
     print("median of the rounds' ratios of steps/s (lowest-highest)")
     with tempfile.TemporaryDirectory() as temporary, initialize_config_module("configs", version_base="1.3"):
         folder = Path(temporary)
@@ -196,11 +200,13 @@ def compare(folder: Path, family: str, batch_size: int, rounds: int) -> None:
 
     console, screen.console = screen.console, Console(file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     try:
-        for warm_up in (lambda: ours(short), lambda: plain(fresh(), tensors, short), lambda: naive(fresh(), tensors, short, folder)):
+        for warm_up in (
+            lambda: ours(short),
+            lambda: plain(fresh(), tensors, short),
+            lambda: naive(fresh(), tensors, short, folder),
+        ):
             warm_up()
-        found = [
-            (ours(cfg), plain(fresh(), tensors, cfg), naive(fresh(), tensors, cfg, folder)) for _ in range(rounds)
-        ]
+        found = [(ours(cfg), plain(fresh(), tensors, cfg), naive(fresh(), tensors, cfg, folder)) for _ in range(rounds)]
     finally:
         screen.console = console
     for name, ratios in (("plain", [a / b for a, b, _ in found]), ("naive Lightning", [a / c for a, _, c in found])):

@@ -15,7 +15,9 @@ def make_module(max_steps: int = -1) -> SimpleNamespace:
         return SimpleNamespace(ready=0, completed=0)
 
     progress = SimpleNamespace(total=tracker(), current=tracker())
-    loops = SimpleNamespace(epoch_loop=SimpleNamespace(manual_optimization=SimpleNamespace(optim_step_progress=progress)))
+    loops = SimpleNamespace(
+        epoch_loop=SimpleNamespace(manual_optimization=SimpleNamespace(optim_step_progress=progress))
+    )
 
     class Trainer:
         fit_loop = loops
@@ -36,10 +38,15 @@ def make_network() -> nn.Sequential:
 
 def make_batches(count: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [{"x": torch.randn(8, 5, generator=generator), "target": torch.rand(8, 1, generator=generator)} for _ in range(count)]
+    return [
+        {"x": torch.randn(8, 5, generator=generator), "target": torch.rand(8, 1, generator=generator)}
+        for _ in range(count)
+    ]
 
 
-def train(calls: list[int], *, max_steps: int = -1, clip: float | None = 0.5) -> tuple[nn.Module, nn.Module, torch.Tensor, int]:
+def train(
+    calls: list[int], *, max_steps: int = -1, clip: float | None = 0.5
+) -> tuple[nn.Module, nn.Module, torch.Tensor, int]:
     network, average = make_network(), make_network()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, fused=True)
     module = make_module(max_steps)
@@ -78,7 +85,9 @@ def test_steps_are_those_of_a_plain_loop_with_clipping_schedule_and_average():
         torch.manual_seed(7 * 1_000_003 * 1_009 + step * 1_009)
         ((network(batch["x"]) - batch["target"]) ** 2).mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 0.5)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, peak=0.01, warmup_steps=3, total_steps=12, schedule="cosine")
+        optimizer.param_groups[0]["lr"] = learning_rate(
+            step, peak=0.01, warmup_steps=3, total_steps=12, schedule="cosine"
+        )
         optimizer.step()
         optimizer.zero_grad()
         average.multi_avg_fn = get_ema_multi_avg_fn(min(0.9, (1 + step) / (10 + step)))
@@ -101,7 +110,14 @@ def test_without_clipping_steps_differ():
 
 @pytest.mark.parametrize(
     ("step", "schedule", "expected"),
-    [(0, "cosine", 0.1), (9, "cosine", 1.0), (10, "cosine", 1.0), (55, "cosine", 0.5), (100, "cosine", 0.0), (99, "constant", 1.0)],
+    [
+        (0, "cosine", 0.1),
+        (9, "cosine", 1.0),
+        (10, "cosine", 1.0),
+        (55, "cosine", 0.5),
+        (100, "cosine", 0.0),
+        (99, "constant", 1.0),
+    ],
 )
 def test_the_rate_warms_up_and_then_follows_its_schedule(step, schedule, expected):
     rate = learning_rate(step, peak=1.0, warmup_steps=10, total_steps=100, schedule=schedule)

@@ -65,7 +65,9 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(small_disk, content
     older = small_disk / "step=000000001.ckpt"
     AtomicCheckpointIO().save_checkpoint(content, older)
     big = {"state_dict": {"weight": torch.randn(1000, 1000)}}
-    with pytest.raises(StorageError, match=r"step=000000002\.ckpt: .*No space left on device.*older checkpoints") as caught:
+    with pytest.raises(
+        StorageError, match=r"step=000000002\.ckpt: .*No space left on device.*older checkpoints"
+    ) as caught:
         AtomicCheckpointIO().save_checkpoint(big, small_disk / "step=000000002.ckpt")
     assert caught.value.exit_code == 6
     assert newest_whole(small_disk) == older

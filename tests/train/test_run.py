@@ -101,7 +101,9 @@ def test_a_run_leaves_a_complete_folder(configure, capsys):
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure):
-    first, again, other = (run(configure(f"run_id={name}", f"seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, again, other = (
+        run(configure(f"run_id={name}", f"seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert_same_end(first.folder, again.folder)
     assert other.metrics != first.metrics
 

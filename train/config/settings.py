@@ -46,6 +46,14 @@ class TrainSettings(TypedDict):
 SUPPLIED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"schema"}),
     "trainer": frozenset(
-        {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
+        {
+            "callbacks",
+            "logger",
+            "plugins",
+            "default_root_dir",
+            "enable_progress_bar",
+            "enable_model_summary",
+            "log_every_n_steps",
+        }
     ),
 }
