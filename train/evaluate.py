@@ -93,7 +93,8 @@ def test(model: Any, loader: Any, accelerator: str) -> dict[str, float]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        (metrics,) = trainer.test(model, dataloaders=loader, verbose=False)
+        trainer.test(model, dataloaders=loader, verbose=False)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return dict(metrics)
 
 

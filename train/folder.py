@@ -20,6 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from train.errors import StorageError
 
 RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
+# Of a config that is run again as it is: Hydra makes no folder and no log of its own.
+_QUIET = """defaults:
+- quiet
+- _self_
+- override hydra/job_logging: none
+- override hydra/hydra_logging: none
+"""
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "optuna", "numpy", "scikit-learn", "pyarrow")
 
 
@@ -87,7 +94,7 @@ class RunFolder:
 
     def write_config(self, cfg: DictConfig) -> None:
         """Write config.yaml, resolved: `python -m train --config-dir FOLDER --config-name config` runs it again."""
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(self.path / "config.yaml", _QUIET + OmegaConf.to_yaml(cfg, resolve=True))
 
     @contextlib.contextmanager
     def logging_open(self) -> Iterator[None]:

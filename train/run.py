@@ -163,8 +163,8 @@ def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Me
     metrics: Metrics = {}
     verbs = (trainer.validate, datamodule.val_dataloader()), (trainer.test, datamodule.test_dataloader())
     for evaluate in (verb for verb, loader in verbs if loader):
-        for found in evaluate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True):
-            metrics.update(found)
+        evaluate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        metrics.update({name: float(value) for name, value in trainer.callback_metrics.items()})
     return metrics
 
 
@@ -192,7 +192,7 @@ def record(
     writer = trainer.logger.experiment  # type: ignore[union-attr]
     for name, figure in model.figures(datamodule).items():
         figure.savefig(place.path / f"{name}.png")
-        writer.add_figure(f"test/{name}", figure, trainer.global_step)
+        writer.add_figure(f"figures/{name}", figure, trainer.global_step)
     model.write_summaries(writer, trainer.global_step)
     write_summaries(cfg, trainer, metrics)
     telemetry = parts.telemetry
@@ -219,8 +219,8 @@ def write_summaries(cfg: DictConfig, trainer: Trainer, metrics: Metrics) -> None
     assert isinstance(trainer.logger, TensorBoardLogger)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    chosen = {key: plain[key] for key in ("seed", "data", "model", "trainer")}
-    trainer.logger.log_hyperparams(chosen, metrics)
+    chosen = {key: plain[key] for key in ("model", "data", "trainer", "seed")}
+    trainer.logger.log_hyperparams(chosen, metrics, step=trainer.global_step)
     trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

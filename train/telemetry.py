@@ -54,6 +54,13 @@ class Telemetry(Callback):
         """Look at the rest before weights are scored whose loss may not be finite."""
         self._look(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation's metrics at the optimizer step; Lightning would at the number of calls."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        for name, value in trainer.callback_metrics.items():
+            trainer.logger.experiment.add_scalar(name, float(value), trainer.global_step)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the rest before the epoch is saved."""
         self._look(trainer)

@@ -253,7 +253,7 @@ class FraudModule(LightningModule):
 
     def _log_metrics(self, split: str, rows: metrics.Scored) -> None:
         values = {f"{split}/{name}": value for name, value in self.metrics_of(rows).items() if not np.isnan(value)}
-        self.log_dict(values, rank_zero_only=True)
+        self.log_dict(values, rank_zero_only=True, logger=False)  # Telemetry writes them at the optimizer step
 
     # What a run tells of itself after the test
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models import metrics
 
 INPUTS = ("numeric", "categorical", "timestamp")
-MOST_ROWS = 8_192
+MOST_ROWS = 4_096
 
 
 class Detector(Protocol):

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -38,8 +37,7 @@ def misfits(value: Any, annotation: Any) -> Iterator[tuple[str, Any, str]]:
             yield path, places[path], " or ".join(dict.fromkeys(rules)).replace(" or must be ", " or ") + hint
 
 
-@lru_cache(maxsize=1024)
-def _cached_adapter(annotation: Any) -> TypeAdapter[Any] | None:
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
     try:
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:
@@ -47,13 +45,6 @@ def _cached_adapter(annotation: Any) -> TypeAdapter[Any] | None:
             return TypeAdapter(annotation)
         except PydanticUserError:  # an annotation that pydantic cannot read accepts anything
             return None
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
-    try:
-        return _cached_adapter(annotation)
-    except TypeError:  # an unhashable annotation, such as Annotated[int, [1]]
-        return _cached_adapter.__wrapped__(annotation)
 
 
 def _place(value: Any, location: tuple[int | str, ...]) -> tuple[str, Any]:
