@@ -13,8 +13,8 @@ MOST_POINTS = 2_000
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.8), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5.2, 3.8), dpi=110)
+    axes = figure.add_axes((0.16, 0.15, 0.8, 0.76))
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -98,6 +98,7 @@ def importance(drops: Mapping[str, float], most: int = 20) -> Figure:
     figure, axes = _axes("permutation importance", "fall of average precision", "")
     axes.barh([name for name, _ in chosen], [drop for _, drop in chosen], color=BLUE)
     axes.tick_params(axis="y", labelsize=7)
+    axes.set_position((0.36, 0.15, 0.6, 0.76))  # names of columns are long
     return figure
 
 
