@@ -5,6 +5,7 @@ python -m train.evaluate run=runs/NAME/latest data.path=FILE
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -83,6 +84,7 @@ def test(model: Any, loader: Any, accelerator: str) -> dict[str, float]:
     """Run Lightning's test over the loader, on one device; return its metrics."""
     from pytorch_lightning import Trainer
 
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it lists the hardware that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders is for those who write them
         trainer = Trainer(
