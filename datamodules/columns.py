@@ -77,6 +77,10 @@ def _parses(convert: Any, column: Column) -> bool:
     return True
 
 
+# Kept in float32, with room to subtract and scale; no real amount is larger.
+LARGEST = 1e30
+
+
 def numbers(column: Column) -> NDArray[np.float64]:
     """Values as float64, NaN where missing; true is 1. Raises ValueError naming the first that is no number."""
     column = plain(column)
@@ -87,7 +91,7 @@ def numbers(column: Column) -> NDArray[np.float64]:
         raise ValueError(f"{column.type} values are not numbers")
     values = np.array(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
     values[~np.isfinite(values)] = np.nan
-    return values
+    return values.clip(-LARGEST, LARGEST)
 
 
 def booleans(column: Column) -> tuple[NDArray[np.float64], int]:

@@ -117,6 +117,9 @@ def guard(verb: Callable[[], object], config_name: str = "train") -> int:
     os.environ[FULL_ERROR] = "1"  # Hydra then hands its errors on instead of printing them itself
     try:
         verb()
+    except BrokenPipeError:  # the reader of what we print has enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         report(InterruptedRunError("Interrupted."))
         return InterruptedRunError.exit_code

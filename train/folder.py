@@ -1,10 +1,12 @@
 """The run folder: runs/<name>/<run_id>/ with the config, the provenance, the log and the result of one run."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -12,14 +14,16 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from train.errors import StorageError
+from train.errors import ConfigError, StorageError
 
 RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
+LATEST = "latest"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 # Of a config that is run again as it is: Hydra makes no folder and no log of its own.
 _QUIET = """defaults:
 - quiet
@@ -36,13 +40,14 @@ def new_run_id() -> str:
 
 
 @contextlib.contextmanager
-def run_id_for_all_ranks(run_id: str | None) -> Iterator[str]:
+def run_id_for_all_ranks(run_id: str | int | None) -> Iterator[str]:
     """Give the run's id: the one asked for, or handed on by the launcher, or the SLURM job's, or a new one.
 
     While the context is open the id is in the environment, where processes that are launched for other ranks find it.
     """
     handed_on = os.environ.get(RUN_ID_VARIABLE)
-    chosen = run_id or handed_on or os.environ.get("SLURM_JOB_ID") or new_run_id()
+    asked = None if run_id is None else str(run_id)
+    chosen = asked or handed_on or os.environ.get("SLURM_JOB_ID") or new_run_id()
     os.environ[RUN_ID_VARIABLE] = chosen
     try:
         yield chosen
@@ -62,16 +67,22 @@ class RunFolder:
     """One run's folder; made by rank 0, known to all.
 
     Raises:
-        StorageError: it cannot be made or written.
+        ConfigError: `name` or `run_id` is no plain name.
+        StorageError: it cannot be made or written, or another process trains in it.
     """
 
     def __init__(self, root: Path, name: str, run_id: str) -> None:
+        for key, value in (("name", name), ("run_id", run_id)):
+            if not _PLAIN_NAME.fullmatch(value) or value == LATEST:
+                raise ConfigError(
+                    f"{key} must be the name of a folder: letters, digits, '.', '_', '=' and '-', first a letter or "
+                    f"digit, and not '{LATEST}'; got {value!r}"
+                )
         self.path = root.absolute() / name / run_id
         self.run_id = run_id
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if is_rank_zero():
-                self._point_latest()
+            self._lock = self._locked() if is_rank_zero() else None
         except OSError as error:
             raise StorageError(
                 f"cannot write the run folder {self.path}: {error}. Set output_dir to a folder that can be written."
@@ -82,11 +93,29 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def _point_latest(self) -> None:
+    def _locked(self) -> IO[str]:
+        """Hold the folder for this process; the lock goes with it, however it ends."""
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise StorageError(
+                f"another process is training in {self.path}: wait for it, or give another run_id"
+            ) from error
+        return lock
+
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def point_latest(self) -> None:
+        """Point runs/<name>/latest here."""
         aside = self.path.parent / f".latest.{os.getpid()}"
         aside.unlink(missing_ok=True)
         aside.symlink_to(self.path.name)
-        os.replace(aside, self.path.parent / "latest")
+        os.replace(aside, self.path.parent / LATEST)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; NaN becomes null."""
@@ -122,6 +151,7 @@ class RunFolder:
                 root.removeHandler(each)
             root.setLevel(level)
             handler.close()
+            self.release()
 
 
 def write_text(path: Path, text: str) -> None:

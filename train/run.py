@@ -1,6 +1,8 @@
 """The story of one run: seed, data, model, trainer, fit, test on the best checkpoint, record."""
 
 import logging
+import shlex
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -63,24 +65,25 @@ def run(cfg: DictConfig) -> Result:
     """Train and test the experiment that `cfg` describes, in a run folder of its own.
 
     Raises:
+        ConfigError: the run folder has checkpoints of another experiment.
         DataError: the data cannot be read or breaks a rule.
         DivergedError: the loss is not finite.
         StorageError: a checkpoint or the result cannot be written.
     """
     started = time.perf_counter()
-    with folder.run_id_for_all_ranks(None if cfg.run_id is None else str(cfg.run_id)) as run_id:
+    with folder.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
-        resume = f"python -m train experiment={cfg.name} run_id={run_id} (and the same overrides)"
-        with place.logging_open(), errors.reporting_interrupt(resume):
+        with place.logging_open(), errors.reporting_interrupt(resume_command(run_id)):
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
+            newest = find_checkpoint(cfg, place)
             datamodule = make_data(cfg)
             model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
             trainer, parts = make_trainer(cfg, place)
             if trainer.is_global_zero:
                 introduce(cfg, place, datamodule, trainer)
             fitting = time.perf_counter()
-            trainer.fit(model, datamodule=datamodule, ckpt_path=find_checkpoint(cfg, place), weights_only=True)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
             fitted = time.perf_counter()
             best = parts.checkpoints.best_path
             metrics = test(trainer, model, datamodule, best)
@@ -134,6 +137,7 @@ def make_trainer(cfg: DictConfig, place: folder.RunFolder) -> tuple[Trainer, Par
 def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer: Trainer) -> None:
     """Write what is known before training, and show the choices."""
     (place.path / "result.json").unlink(missing_ok=True)
+    place.point_latest()
     place.write_config(cfg)
     place.write_json("provenance.json", folder.provenance(seed=cfg.seed, fingerprint=datamodule.fingerprint))
     model = {key: value for key, value in cfg.model.items() if key != "_target_"}
@@ -149,16 +153,51 @@ def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer
         log.info("%s: %s", key, value)
 
 
+def resume_command(run_id: str) -> str:
+    """Return the command line that goes on with this run."""
+    kept = [argument for argument in sys.argv[1:] if not argument.startswith("run_id=")]
+    return " ".join(["python -m train", *map(shlex.quote, kept), f"run_id={run_id}"])
+
+
 def find_checkpoint(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
-    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows."""
+    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows.
+
+    With resume=never, those of an earlier run are deleted: a later resume must not find them.
+
+    Raises:
+        ConfigError: the checkpoints are of another experiment than `cfg` is.
+    """
     if cfg.resume == "never":
+        if folder.is_rank_zero():
+            for path in place.checkpoints.glob("*.ckpt"):
+                path.unlink()
         return None
     found = checkpoint.newest_whole(place.checkpoints)
     if found is not None:
+        check_same_experiment(cfg, place)
         log.info("going on from %s", found)
         if folder.is_rank_zero():
             screen.console.print(f"going on from {found.name}")
     return found
+
+
+def check_same_experiment(cfg: DictConfig, place: folder.RunFolder) -> None:
+    """Refuse to go on with another network, data or seed: it would mix two runs without a word."""
+    earlier: Any = OmegaConf.to_container(OmegaConf.load(place.path / "config.yaml"))
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    differences = [
+        f"  {part}.{key}: was {earlier[part].get(key)!r}, is {asked[part].get(key)!r}"
+        for part in ("data", "model")
+        for key in sorted({*earlier[part], *asked[part]})
+        if earlier[part].get(key) != asked[part].get(key)
+    ]
+    if earlier["seed"] != asked["seed"]:
+        differences.append(f"  seed: was {earlier['seed']}, is {asked['seed']}")
+    if differences:
+        raise errors.ConfigError(
+            f"run {place.run_id} has checkpoints of another experiment:\n" + "\n".join(differences) + "\n"
+            "Give the same overrides to go on with it, or resume=never to start it again, or another run_id."
+        )
 
 
 def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Metrics:

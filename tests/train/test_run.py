@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import Callback
 
 from train import run as run_module
 from train.checkpoint import BEST, recent
-from train.errors import DataError, DivergedError
+from train.errors import ConfigError, DataError, DivergedError, StorageError
+from train.folder import RunFolder
 from train.run import run
 
 
@@ -174,11 +175,45 @@ def test_a_torn_newest_checkpoint_is_passed_over_with_a_warning(configure, caplo
     assert_same_end(whole.folder, again.folder)
 
 
-def test_resume_never_starts_again(configure):
-    first = run(configure("run_id=again", "trainer.max_epochs=1"))
+def test_resume_never_starts_again_and_leaves_nothing_of_the_earlier_run(configure):
+    first = run(configure("run_id=first", "trainer.max_epochs=1"))
+    run(configure("run_id=again"))
     again = run(configure("run_id=again", "trainer.max_epochs=1", "resume=never"))
     assert again.metrics == first.metrics
     assert "going on from" not in (again.folder / "train.log").read_text()
+    assert [path.name for path in recent(again.folder / "checkpoints")] == ["step=000000030.ckpt"]
+
+
+def test_a_run_does_not_go_on_as_another_experiment(configure):
+    first = run(configure("run_id=one", "trainer.max_epochs=1"))
+    before = (first.folder / "result.json").read_text()
+    with pytest.raises(
+        ConfigError, match=r"data\.batch_size: was 64, is 32\n  model\.width: was 16, is 8\n  seed: was 0, is 1"
+    ):
+        run(configure("run_id=one", "model.width=8", "data.batch_size=32", "seed=1"))
+    assert (first.folder / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("run_id", ["..", "latest", "a/b", "/tmp/x", "a b", "x\ny"])
+def test_a_run_id_is_a_plain_name(configure, run_id):
+    cfg = configure()
+    cfg.run_id = run_id
+    with pytest.raises(ConfigError, match="run_id must be the name of a folder"):
+        run(cfg)
+
+
+def test_two_processes_do_not_train_in_one_folder(configure, tmp_path):
+    place = RunFolder(tmp_path / "runs", "fraud", "busy")
+    with pytest.raises(StorageError, match="another process is training"):
+        run(configure("run_id=busy"))
+    place.release()
+
+
+def test_latest_points_at_a_run_that_began(configure, tmp_path):
+    good = run(configure("trainer.max_epochs=1"))
+    with pytest.raises(DataError):
+        run(configure("data.target=nothing"))
+    assert (tmp_path / "runs" / "fraud" / "latest").resolve() == good.folder
 
 
 def test_more_epochs_go_on_where_the_run_ended(configure):

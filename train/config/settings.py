@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypedDict
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator
 
 
@@ -30,7 +30,7 @@ class TrainSettings(TypedDict):
     name: str
     run_id: str | int | None
     output_dir: str
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)]
     monitor: str
     mode: Literal["min", "max"]
     patience: Annotated[int, Ge(1)] | None
