@@ -157,13 +157,13 @@ class Naive(pl.LightningModule):
 
 
 def naive(module: pl.LightningModule, tensors: dict[str, Tensor], cfg: DictConfig, folder: Path) -> float:
-    """Steps per second of the tutorial's set-up, over 600 steps (100 of big batches): no different later."""
+    """Steps per second of the tutorial's set-up, over 600 steps."""
     loader = DataLoader(TensorDataset(*(tensors[name] for name in COLUMNS)), cfg.data.batch_size, shuffle=True)
     watch = Stopwatch()
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
-        max_steps=600 if cfg.data.batch_size < 1000 else 100,
+        max_steps=600,
         max_epochs=50,
         callbacks=[watch],
         default_root_dir=folder,
