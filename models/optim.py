@@ -1,7 +1,8 @@
 """Several optimizer steps in one `training_step`, indistinguishable from one step each but for their cost."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -68,12 +69,12 @@ class Steps:
         self.world_size = torch.distributed.get_world_size() if is_distributed else 1
         self.rank = torch.distributed.get_rank() if is_distributed else 0
 
-    def take(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> Tensor:
+    def take(self, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> Tensor:
         """Take one step per mini-batch, in order, up to the trainer's `max_steps`; return their losses, [steps]."""
         trainer = self.module.trainer
         first = trainer.global_step
         if trainer.max_steps >= 0:
-            batches = batches[: trainer.max_steps - first]
+            batches = islice(batches, trainer.max_steps - first)
         losses = []
         for step, batch in enumerate(batches, start=first):
             self._seed(step)
@@ -84,8 +85,8 @@ class Steps:
         # Lightning counts calls of its own optimizer wrapper, which costs as much as a small model's step.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for tracker in (progress.total, progress.current):
-            tracker.ready += len(batches)
-            tracker.completed += len(batches)
+            tracker.ready += len(losses)
+            tracker.completed += len(losses)
         return torch.stack(losses)
 
     def _seed(self, step: int) -> None:
@@ -104,7 +105,8 @@ class Steps:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # Optimizer.zero_grad takes 30 microseconds for the same
+            parameter.grad = None
         if self.averages:
             with torch.no_grad():
                 # Warms up so that the first steps do not linger: the factor of torch's and TensorFlow's averages.

@@ -107,26 +107,51 @@ class CategoryEmbedding(nn.Module):
         return vectors
 
 
-class TableEncoding(nn.Module):
-    """All columns of a schema to one feature vector [B, size]."""
+class StaticEncoding(nn.Module):
+    """Numeric and timestamp columns to features [B, size]: nothing is learned here, so many steps can share one call.
 
-    def __init__(self, schema: Mapping[str, Any], *, category_size: int) -> None:
+    `owner` [size] numbers the column of each feature: the numeric columns first, then the timestamps.
+    """
+
+    owner: Tensor
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
         super().__init__()
-        numeric, categorical, timestamp = columns_by_kind(schema)
+        numeric, _, timestamp = columns_by_kind(schema)
         self.numeric = NumericEncoding(numeric) if numeric else None
-        self.categorical = CategoryEmbedding(categorical, size=category_size) if categorical else None
         self.timestamp = TimestampEncoding() if timestamp else None
-        self.size = len(categorical) * category_size + len(timestamp) * TimestampEncoding.size
-        self.size += len(self.numeric.column) if self.numeric else 0
+        owners = [self.numeric.column] if self.numeric else []
+        times = torch.arange(len(numeric), len(numeric) + len(timestamp))
+        self.register_buffer(
+            "owner", torch.cat([*owners, times.repeat_interleave(TimestampEncoding.size)]), persistent=False
+        )
+        self.num_columns = len(numeric) + len(timestamp)
+        self.size = len(self.owner)
 
-    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
-        """Encode numeric [B, F], categorical [B, C] and timestamp [B, T] as [B, size]."""
+    def forward(self, numeric: Tensor, timestamp: Tensor) -> Tensor:
+        """Encode numeric [B, F] and timestamp [B, T] as [B, size]."""
         parts = [self.numeric(numeric)] if self.numeric else []
-        if self.categorical:
-            parts.append(self.categorical(categorical).flatten(1))
         if self.timestamp:
             parts.append(self.timestamp(timestamp))
+        if not parts:
+            return numeric
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class CategoryFeatures(nn.Module):
+    """Static features and embedded categories side by side, [B, size]."""
+
+    def __init__(self, schema: Mapping[str, Any], *, num_static: int, category_size: int) -> None:
+        super().__init__()
+        categorical = columns_by_kind(schema)[1]
+        self.embedding = CategoryEmbedding(categorical, size=category_size) if categorical else None
+        self.size = num_static + len(categorical) * category_size
+
+    def forward(self, encoded: Tensor, categorical: Tensor) -> Tensor:
+        """Join encoded [B, num_static] and categorical [B, C]."""
+        if self.embedding is None:
+            return encoded
+        return torch.cat([encoded, self.embedding(categorical).flatten(1)], dim=1)
 
 
 def columns_by_kind(

@@ -1,4 +1,8 @@
-"""Networks for tables: TabM, MLP and FT-Transformer. Each takes raw columns and returns logits [B, K] of K members."""
+"""Networks for tables: TabM, MLP and FT-Transformer. Each takes raw columns and returns logits [B, K] of K members.
+
+Each computes in two parts: `encoding(numeric, timestamp)`, in which nothing is learned, so that several training steps
+can share one call of it, and `score(encoded, categorical)`. `forward` is one after the other.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.preprocessing import CategoryEmbedding, NumericEncoding, TableEncoding, TimestampEncoding, columns_by_kind
+from models.preprocessing import CategoryEmbedding, CategoryFeatures, StaticEncoding, columns_by_kind
 
-# Shapes: B rows, F numeric columns, C categorical columns, T timestamp columns, K members, W width.
+# Shapes: B rows, F numeric columns, C categorical columns, T timestamp columns, S static features, K members, W width.
 
 
-class TabM(nn.Module):
+class TableNetwork(nn.Module):
+    """A network in two parts."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.encoding = StaticEncoding(schema)
+
+    def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
+        """Logits [B, K] of static features [B, S] and category codes [B, C]."""
+        raise NotImplementedError
+
+    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+        """Logits [B, K] of raw columns [B, F], [B, C] and [B, T]."""
+        return self.score(self.encoding(numeric, timestamp), categorical)
+
+
+class TabM(TableNetwork):
     """An ensemble of MLPs that share their weight matrices (https://arxiv.org/abs/2410.24210).
 
     Each layer is y = s * (W (r * x)) + b with W shared and the vectors r, s, b of each member its own; the r of the
@@ -30,11 +50,11 @@ class TabM(nn.Module):
         dropout: float,
         category_size: int,
     ) -> None:
-        super().__init__()
+        super().__init__(schema)
         sizes = {"embedding_size": embedding_size, "width": width, "num_blocks": num_blocks, "num_members": num_members}
         check_positive(**sizes, category_size=category_size)
-        self.encoding = TableEncoding(schema, category_size=category_size)
-        self.embedding = nn.Linear(self.encoding.size, embedding_size)
+        self.features = CategoryFeatures(schema, num_static=self.encoding.size, category_size=category_size)
+        self.embedding = nn.Linear(self.features.size, embedding_size)
         first = MemberLinear(embedding_size, width, num_members)
         self.blocks = nn.ModuleList([first, *(MemberLinear(width, width, num_members) for _ in range(num_blocks - 1))])
         self.head = MemberLinear(width, 1, num_members)
@@ -43,10 +63,10 @@ class TabM(nn.Module):
             self.head.bias.fill_(prior_logit(schema))
         self.num_members, self.dropout = num_members, dropout
 
-    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+    def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, K]."""
-        encoded = self.encoding(numeric, categorical, timestamp)
-        embedded = functional.dropout(self.embedding(encoded), self.dropout, self.training)
+        embedded = self.embedding(self.features(encoded, categorical))
+        embedded = functional.dropout(embedded, self.dropout, self.training)
         hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
         for block in self.blocks:
             hidden = functional.relu(block(hidden))
@@ -75,49 +95,49 @@ class MemberLinear(nn.Module):
         return torch.baddbmm(self.bias.unsqueeze(1), hidden, weight)
 
 
-class MLP(nn.Module):
+class MLP(TableNetwork):
     """A plain multilayer perceptron on the same encoded columns: logits [B, 1]."""
 
     def __init__(
         self, schema: Mapping[str, Any], *, width: int, num_blocks: int, dropout: float, category_size: int
     ) -> None:
-        super().__init__()
+        super().__init__(schema)
         check_positive(width=width, num_blocks=num_blocks, category_size=category_size)
-        self.encoding = TableEncoding(schema, category_size=category_size)
-        sizes = [self.encoding.size] + [width] * num_blocks
+        self.features = CategoryFeatures(schema, num_static=self.encoding.size, category_size=category_size)
+        sizes = [self.features.size] + [width] * num_blocks
         self.blocks = nn.ModuleList(nn.Linear(size, width) for size in sizes[:-1])
         self.head = nn.Linear(width, 1)
         nn.init.constant_(self.head.bias, prior_logit(schema))
         self.dropout = dropout
 
-    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+    def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, 1]."""
-        hidden = self.encoding(numeric, categorical, timestamp)
+        hidden = self.features(encoded, categorical)
         for block in self.blocks:
             hidden = functional.dropout(functional.relu(block(hidden)), self.dropout, self.training)
         logits: Tensor = self.head(hidden)
         return logits
 
 
-class FTTransformer(nn.Module):
+class FTTransformer(TableNetwork):
     """A transformer over one token per column and a class token (https://arxiv.org/abs/2106.11959): logits [B, 1]."""
 
     def __init__(
         self, schema: Mapping[str, Any], *, width: int, num_blocks: int, num_heads: int, dropout: float
     ) -> None:
-        super().__init__()
+        super().__init__(schema)
         check_positive(width=width, num_blocks=num_blocks, num_heads=num_heads)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}: change either")
-        self.tokens = ColumnTokens(schema, width=width)
+        self.tokens = ColumnTokens(schema, self.encoding, width=width)
         self.blocks = nn.ModuleList(TransformerBlock(width, num_heads, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1)
         nn.init.constant_(self.head.bias, prior_logit(schema))
 
-    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
+    def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, 1]."""
-        hidden = self.tokens(numeric, categorical, timestamp)
+        hidden = self.tokens(encoded, categorical)
         for block in self.blocks:
             hidden = block(hidden)
         logits: Tensor = self.head(functional.relu(self.norm(hidden[:, 0])))
@@ -125,30 +145,22 @@ class FTTransformer(nn.Module):
 
 
 class ColumnTokens(nn.Module):
-    """Columns to tokens [B, 1 + F + C + T, W], a class token first: linear maps of their features, or embeddings."""
+    """Columns to tokens [B, 1 + F + T + C, W], a class token first: linear maps of their features, or embeddings."""
 
-    def __init__(self, schema: Mapping[str, Any], *, width: int) -> None:
+    def __init__(self, schema: Mapping[str, Any], encoding: StaticEncoding, *, width: int) -> None:
         super().__init__()
-        numeric, categorical, timestamp = columns_by_kind(schema)
+        categorical = columns_by_kind(schema)[1]
         self.class_token = nn.Parameter(torch.empty(width).uniform_(-1, 1) * width**-0.5)
-        self.numeric = NumericEncoding(numeric) if numeric else None
-        if self.numeric:
-            self.numeric_map = ColumnwiseLinear(self.numeric.column, len(numeric), width)
+        self.static = ColumnwiseLinear(encoding.owner, encoding.num_columns, width) if encoding.size else None
         self.categorical = CategoryEmbedding(categorical, size=width) if categorical else None
-        self.timestamp = TimestampEncoding() if timestamp else None
-        if timestamp:
-            owner = torch.arange(len(timestamp)).repeat_interleave(TimestampEncoding.size)
-            self.timestamp_map = ColumnwiseLinear(owner, len(timestamp), width)
 
-    def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
-        """Tokens of numeric [B, F], categorical [B, C] and timestamp [B, T]."""
-        parts = [self.class_token.expand(numeric.shape[0], 1, -1)]
-        if self.numeric:
-            parts.append(self.numeric_map(self.numeric(numeric)))
+    def forward(self, encoded: Tensor, categorical: Tensor) -> Tensor:
+        """Tokens of static features [B, S] and categorical [B, C]."""
+        parts = [self.class_token.expand(encoded.shape[0], 1, -1)]
+        if self.static:
+            parts.append(self.static(encoded))
         if self.categorical:
             parts.append(self.categorical(categorical))
-        if self.timestamp:
-            parts.append(self.timestamp_map(self.timestamp(timestamp)))
         return torch.cat(parts, dim=1)
 
 

@@ -3,7 +3,7 @@
 Shapes: B rows, F numeric and boolean columns, C categorical, T timestamps, K ensemble members.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -21,11 +21,13 @@ from models import baselines, metrics, plots
 from models.calibration import Calibration, Method
 from models.fraud import report
 from models.optim import Schedule, Steps, learning_rate, parameter_groups
+from models.tabular import TableNetwork
 
 Schema = Mapping[str, Any]
 Share = Annotated[float, Ge(0), Le(1)]
 
 PREDICT_ROWS = 8_192  # more at a time fill memory with activations and are no faster
+ENCODE_ROWS = 8_192  # more at a time leave the cache
 
 # First in every table.
 HEADLINE = ("average_precision", "roc_auc", "card_precision_at_100", "recall_at_1pct", "cost_saved_share")
@@ -76,7 +78,7 @@ class FraudModule(LightningModule):
     threshold_cost: Tensor
     threshold_budget: Tensor
 
-    def __init__(self, schema: Schema, network: nn.Module, **training: Unpack[Training]) -> None:
+    def __init__(self, schema: Schema, network: TableNetwork, **training: Unpack[Training]) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.schema, self.training_options = schema, training
@@ -90,7 +92,7 @@ class FraudModule(LightningModule):
         self.outputs: list[dict[str, Tensor]] = []
         self.scored: metrics.Scored | None = None
         if training["compile"]:
-            self.network.compile()
+            self.network.score = torch.compile(network.score)  # type: ignore[method-assign]
 
     @property
     def scorer(self) -> nn.Module:
@@ -132,9 +134,9 @@ class FraudModule(LightningModule):
     # Training
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean loss over rows and members of one mini-batch, a scalar."""
+        """Return the mean loss over rows and members of one mini-batch with its `encoded` features, a scalar."""
         options = self.training_options
-        logits = self.network(batch["numeric"], batch["categorical"], batch["timestamp"])
+        logits = self.network.score(batch["encoded"], batch["categorical"])
         target = batch["target"].unsqueeze(1).expand_as(logits)
         if options["loss"] == "logit_adjusted":
             logits = logits + self.prior_logit
@@ -186,8 +188,18 @@ class FraudModule(LightningModule):
 
     def training_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step per mini-batch; return their losses [steps] for the callbacks."""
-        losses = self.steps.take(batches, self.loss_of)
-        return {"loss": losses.detach()}
+        return {"loss": self.steps.take(self._encoded(batches), self.loss_of)}
+
+    def _encoded(self, batches: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Add `encoded` to mini-batches: what is not learned is computed once for as many as fit `ENCODE_ROWS`."""
+        group = max(1, ENCODE_ROWS // max(1, len(batches[0]["target"])))
+        for start in range(0, len(batches), group):
+            part = batches[start : start + group]
+            columns = (torch.cat([batch[name] for batch in part]) for name in ("numeric", "timestamp"))
+            with torch.no_grad():
+                encoded = self.network.encoding(*columns)
+            for batch, own in zip(part, encoded.split([len(batch["target"]) for batch in part]), strict=True):
+                yield {**batch, "encoded": own}
 
     # Evaluation
 
@@ -285,7 +297,7 @@ class FraudModule(LightningModule):
         tensors = datamodule.tensors
         baselines.fit(baseline, tensors["train"], weighted=bool(self.schema.get("weight")))
         options: Any = {**self.training_options, "ema_decay": None, "compile": False}
-        judge = FraudModule(self.schema, nn.Identity(), **options)
+        judge = FraudModule(self.schema, self.network, **options)  # whose network is not asked
         if len(tensors["val"]["target"]):
             judge.fit_decisions(baselines.scored(baseline, tensors["val"]))
         return judge.metrics_of(judge._calibrated(baselines.scored(baseline, tensors["test"])))

@@ -123,7 +123,9 @@ def test_tabm_is_its_members_written_out():
     torch.manual_seed(0)
     network = TabM(ALL, embedding_size=8, num_members=3, category_size=3, **SIZES).eval()
     inputs = make_inputs(ALL)
-    embedded, logits = network.embedding(network.encoding(*inputs)), network(*inputs)
+    values, codes, times = inputs
+    encoded = network.features(network.encoding(values, times), codes)
+    embedded, logits = network.embedding(encoded), network(*inputs)
     for member in range(3):
         hidden = embedded
         for layer in [*network.blocks, network.head]:

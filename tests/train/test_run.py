@@ -86,7 +86,7 @@ def test_a_run_leaves_a_complete_folder(configure, capsys):
     assert (folder.parent / "latest").resolve() == folder
 
     content = json.loads((folder / "result.json").read_text())
-    assert content["metrics"]["test/average_precision"] > 0.3
+    assert content["metrics"]["test/average_precision"] > 0.2  # base rate 0.1
     low, high = content["intervals_95"]["test/average_precision"]
     assert low < content["metrics"]["test/average_precision"] < high
     assert set(content["baselines"]) == {"base_rate", "logistic_regression", "xgboost"}
