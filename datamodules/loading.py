@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # columns by name, this rank's rows; and `global_rows`, the rows of all ranks
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int, positives: Tensor | None = None, share: float = 0.0) -> Tensor:
@@ -150,4 +150,7 @@ class TensorLoader:
             for name, tensor in self.tensors.items()
         }
         columns = [torch.split(tensor, sizes) for tensor in taken.values()]
-        return [dict(zip(taken, values, strict=True)) for values in zip(*columns, strict=True)]
+        batches: list[Batch] = [dict(zip(taken, values, strict=True)) for values in zip(*columns, strict=True)]
+        for number, batch in enumerate(batches, start=first):
+            batch["global_rows"] = min(self.batch_size, self.num_rows - number * self.batch_size)
+        return batches

@@ -1,17 +1,20 @@
 """Several optimizer steps in one `training_step`, indistinguishable from one step each but for their cost."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from models.dropout import RowDropout
+
 Schedule = Literal["constant", "cosine"]
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
@@ -35,8 +38,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 class Steps:
     """Takes one optimizer step per mini-batch of a call: gradients, clipping, schedule, AdamW, moving average.
 
-    The random state of step n on rank r is seeded by (seed, n, r), so that dropout needs no saved generator and a
-    resumed run draws what an uninterrupted one would.
+    The random state of step n is seeded by (seed, n), so that dropout needs no saved generator: a resumed run draws
+    what an uninterrupted one would, and so does a run on another number of ranks (`models.dropout`).
 
     Args:
         module: the LightningModule in training (manual optimization).
@@ -64,13 +67,22 @@ class Steps:
         self.module, self.optimizer, self.clip, self.schedule, self.seed = module, optimizer, clip, schedule, seed
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self.averages: list[Tensor] = [] if average is None else list(average.parameters())
+        self.dropouts = [layer for layer in network.modules() if isinstance(layer, RowDropout)]
         self.decay = decay
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.world_size = torch.distributed.get_world_size() if is_distributed else 1
-        self.rank = torch.distributed.get_rank() if is_distributed else 0
+        # bf16 where the strategy asks for gradients of half the bytes
+        dtype = getattr(module.trainer.strategy, "gradient_dtype", None)
+        self.reduce = GradientMean(self.parameters, dtype=dtype) if is_distributed() else None
+
+    @property
+    def seconds_reducing(self) -> float:
+        """Time spent in averaging gradients over ranks, waiting included."""
+        return 0.0 if self.reduce is None else self.reduce.seconds
 
     def take(self, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> Tensor:
-        """Take one step per mini-batch, in order, up to the trainer's `max_steps`; return their losses, [steps]."""
+        """Take one step per mini-batch, in order, up to the trainer's `max_steps`.
+
+        Returns the losses of the global mini-batches, [steps], the same on every rank.
+        """
         trainer = self.module.trainer
         first = trainer.global_step
         if trainer.max_steps >= 0:
@@ -78,10 +90,8 @@ class Steps:
         losses = []
         for step, batch in enumerate(batches, start=first):
             self._seed(step)
-            loss = loss_of(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            self._step(step, num_rows=len(batch["target"]))
+            losses.append(self._backward(batch, loss_of))
+            self._step(step)
         # Lightning counts calls of its own optimizer wrapper, which costs as much as a small model's step.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for tracker in (progress.total, progress.current):
@@ -90,15 +100,29 @@ class Steps:
         return torch.stack(losses)
 
     def _seed(self, step: int) -> None:
-        value = (self.seed * 1_000_003 + step) * 1_009 + self.rank
+        value = (self.seed * 1_000_003 + step) * 1_009
         if self.parameters[0].is_cuda:
             torch.cuda.manual_seed(value)
         else:
             torch.default_generator.manual_seed(value)
 
-    def _step(self, step: int, num_rows: int) -> None:
-        if self.world_size > 1:
-            self._reduce(num_rows)
+    def _backward(self, batch: Batch, loss_of: Callable[[Batch], Tensor]) -> Tensor:
+        """Leave the gradient of the global mini-batch in the parameters; return its loss."""
+        if self.reduce is None:
+            loss = loss_of(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        num_rows, global_rows = len(batch["target"]), batch["global_rows"]
+        for dropout in self.dropouts:
+            dropout.rows = (self.reduce.rank, self.reduce.world_size, global_rows)
+        own = self.parameters[0].new_zeros(())
+        if num_rows:  # the last mini-batch of an epoch may have fewer rows than there are ranks
+            loss = loss_of(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            own = loss.detach()
+        return self.reduce(own, weight=num_rows / global_rows)
+
+    def _step(self, step: int) -> None:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         rate = self.schedule(step)
@@ -113,15 +137,42 @@ class Steps:
                 decay = min(self.decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_(self.averages, self.parameters, 1.0 - decay)
 
-    def _reduce(self, num_rows: int) -> None:
-        """Average the gradients over the rows of all ranks in one flat all-reduce.
 
-        DDP's reducer expects one backward per forward through the wrapped module; here there are several. The count of
-        rows travels along, since ranks differ by a row where the global batch does not divide.
-        """
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([grad.reshape(-1) for grad in grads] + [grads[0].new_ones(1)]).mul_(num_rows)
-        torch.distributed.all_reduce(flat)
-        parts = torch.split(flat[:-1] / flat[-1], [grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
+class GradientMean:
+    """Averages the gradients, and the loss, over the rows of all ranks in one flat all-reduce.
+
+    DDP's reducer expects one backward per forward through the wrapped module; here there are several. A rank's part is
+    weighted by its rows, since ranks differ by a row where the global batch does not divide.
+
+    Args:
+        parameters: those whose gradients are averaged.
+        dtype: what travels; None for the gradients' own.
+
+    Attributes:
+        seconds: time spent so far, waiting for other ranks included; on a GPU only that of the launches.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, dtype: torch.dtype | None) -> None:
+        self.parameters, self.dtype = parameters, dtype
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.seconds = 0.0
+
+    def __call__(self, loss: Tensor, *, weight: float) -> Tensor:
+        """Replace the gradients by the weighted sum over ranks; return that of the losses, a scalar."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([grad.reshape(-1) for grad in grads] + [loss.reshape(1).to(grads[0].dtype)]).mul_(weight)
+        start = time.perf_counter()
+        sent = flat if self.dtype is None else flat.to(self.dtype)
+        torch.distributed.all_reduce(sent)
+        flat = sent.to(flat.dtype)
+        self.seconds += time.perf_counter() - start
+        *parts, loss = torch.split(flat, [grad.numel() for grad in grads] + [1])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return loss[0].clone()
+
+
+def is_distributed() -> bool:
+    """Tell whether this process is one of several."""
+    is_initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return is_initialized and torch.distributed.get_world_size() > 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.dropout import RowDropout
 from models.preprocessing import CategoryEmbedding, CategoryFeatures, StaticEncoding, columns_by_kind
 
 # Shapes: B rows, F numeric columns, C categorical columns, T timestamp columns, S static features, K members, W width.
@@ -61,12 +62,11 @@ class TabM(TableNetwork):
         with torch.no_grad():
             first.input_scale.copy_(torch.randint(0, 2, (num_members, embedding_size)) * 2.0 - 1.0)
             self.head.bias.fill_(prior_logit(schema))
-        self.num_members, self.dropout = num_members, dropout
+        self.num_members, self.dropout = num_members, RowDropout(dropout)
 
     def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, K]."""
-        embedded = self.embedding(self.features(encoded, categorical))
-        embedded = functional.dropout(embedded, self.dropout, self.training)
+        embedded = self.dropout(self.embedding(self.features(encoded, categorical)))
         hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
         for block in self.blocks:
             hidden = functional.relu(block(hidden))
@@ -108,13 +108,13 @@ class MLP(TableNetwork):
         self.blocks = nn.ModuleList(nn.Linear(size, width) for size in sizes[:-1])
         self.head = nn.Linear(width, 1)
         nn.init.constant_(self.head.bias, prior_logit(schema))
-        self.dropout = dropout
+        self.dropout = RowDropout(dropout)
 
     def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, 1]."""
         hidden = self.features(encoded, categorical)
         for block in self.blocks:
-            hidden = functional.dropout(functional.relu(block(hidden)), self.dropout, self.training)
+            hidden = self.dropout(functional.relu(block(hidden)))
         logits: Tensor = self.head(hidden)
         return logits
 
@@ -190,7 +190,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout = num_heads, RowDropout(dropout)
         self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed_in, self.feed_out = nn.Linear(width, 4 * width), nn.Linear(2 * width, width)
@@ -200,10 +200,10 @@ class TransformerBlock(nn.Module):
         qkv = self.qkv(self.attention_norm(hidden)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        hidden = hidden + functional.dropout(self.out(mixed), self.dropout, self.training)
+        hidden = hidden + self.dropout(self.out(mixed))
         gate, feed = self.feed_in(self.feed_norm(hidden)).chunk(2, dim=2)
         feed = self.feed_out(functional.relu(gate) * feed)
-        return hidden + functional.dropout(feed, self.dropout, self.training)
+        return hidden + self.dropout(feed)
 
 
 def prior_logit(schema: Mapping[str, Any]) -> float:

@@ -6,9 +6,9 @@ python -m train experiment=NAME trainer=smoke       # two batches, to see that a
 python -m train experiment=NAME --config-dir DIR    # an experiment of one's own: DIR/experiment/NAME.yaml
 """
 
-import signal
+from train import stopping
 
-signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning would kill a task that is still importing
+stopping.listen_early()
 
 import sys  # noqa: E402
 

@@ -34,11 +34,11 @@ def baseline(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from pytorch_lightning import seed_everything
 
-    from train import folder, screen
+    from train import folder, ranks, screen
     from train.run import make_data
 
     seed_everything(cfg.seed, workers=True, verbose=False)
-    with folder.run_id_for_all_ranks(cfg.run_id) as run_id:
+    with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), f"{cfg.name}-baselines", run_id)
         with place.logging_open():
             datamodule = make_data(cfg)

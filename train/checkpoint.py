@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from train import ranks, stopping
 from train.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ def best_whole(folder: Path) -> Path | None:
 class Checkpoints(Checkpoint):
     """Keeps the newest checkpoints of a run, to go on from, and the best, to ship.
 
+    Saves and ends the run where a signal asks for it (`train.stopping`).
+
     Args:
         folder: where they go.
         monitor: the metric that tells the best; mode: "min" or "max".
@@ -124,8 +127,13 @@ class Checkpoints(Checkpoint):
         return best if self.best_score is not None and best.exists() else newest_whole(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and listen for signals."""
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        stopping.listen()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to save."""
+        stopping.stop_listening()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,11 +142,11 @@ class Checkpoints(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         steps = trainer.global_step - self._saved_step
-        is_due = time.monotonic() - self._saved_at >= self.every_seconds
-        if trainer.world_size > 1:
-            is_due = trainer.strategy.broadcast(is_due)
-        if is_due or (self.every_n_steps is not None and steps >= self.every_n_steps):
+        is_late = time.monotonic() - self._saved_at >= self.every_seconds
+        is_due, asked = ranks.agree(is_late, stopping.asked())
+        if is_due or asked or (self.every_n_steps is not None and steps >= self.every_n_steps):
             self._save_recent(trainer)
+        self._stop_if(asked)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best."""
@@ -155,6 +163,12 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch."""
         self._save_recent(trainer)
+        self._stop_if(ranks.agree(stopping.asked())[0])
+
+    def _stop_if(self, asked: int) -> None:
+        if asked:
+            saved = f"step {self._saved_step:,} in {self.folder}"
+            raise stopping.stop(asked, saved=saved, run_id=self.folder.parent.name)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         start = time.perf_counter()

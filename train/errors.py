@@ -9,6 +9,9 @@ The exit codes of every verb:
     4    the data cannot be read or breaks a rule
     5    training diverged: the loss is not finite
     6    a checkpoint or result cannot be written or read
+    7    a check of the machines failed before training
+    8    another process of the run failed, was lost or hung
+    75   stopped by a signal after saving; the same command goes on
     130  interrupted
 
 `HYDRA_FULL_ERROR=1` shows the traceback of every one of them.
@@ -20,17 +23,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+from train import ranks
+
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 class UserError(Exception):
-    """A problem that the user can mend; its text is the whole message."""
+    """A problem that the user can mend; its text is the whole message.
+
+    Where all ranks of a run raise it alike (`on_every_rank`), rank 0's is shown.
+    """
 
     exit_code = 2
+    on_every_rank = False
 
 
 class ConfigError(UserError):
     """The command line or the configuration breaks a rule."""
+
+    on_every_rank = True
 
 
 class GateError(UserError):
@@ -49,12 +60,33 @@ class DivergedError(UserError):
     """The loss is not finite."""
 
     exit_code = 5
+    on_every_rank = True
 
 
 class StorageError(UserError):
     """A checkpoint or result cannot be written or read."""
 
     exit_code = 6
+
+
+class PreflightError(UserError):
+    """A check of the machines failed before training."""
+
+    exit_code = 7
+    on_every_rank = True
+
+
+class PeerLostError(UserError):
+    """Another process of the run failed, was lost or hung."""
+
+    exit_code = 8
+
+
+class StoppedError(UserError):
+    """A signal asked the run to stop; it has saved, and the same command goes on."""
+
+    exit_code = 75
+    on_every_rank = True
 
 
 class InterruptedRunError(UserError):
@@ -140,7 +172,9 @@ def wants_traceback() -> bool:
 
 
 def report(failure: UserError) -> None:
-    """Print the message on stderr."""
+    """Print the message on stderr, once for all ranks if all of them have it."""
+    if failure.on_every_rank and not ranks.is_rank_zero():
+        return
     hint = f"\n({FULL_ERROR}=1 shows the traceback.)" if failure.__cause__ else ""
     print(f"{failure}{hint}", file=sys.stderr, flush=True)
 

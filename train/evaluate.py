@@ -102,9 +102,9 @@ def test(model: Any, loader: Any, accelerator: str) -> dict[str, float]:
 
 def record(evaluations: Path, result: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:
     """Write a new folder of plots and, last, result.json; return it. Raises StorageError."""
-    from train import folder
+    from train import folder, ranks
 
-    place = evaluations / folder.new_run_id()
+    place = evaluations / ranks.new_run_id()
     with errors.reporting(errors.StorageError):
         place.mkdir(parents=True)
         for name, figure in figures.items():

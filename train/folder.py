@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import re
-import secrets
 import subprocess
 import sys
 import time
@@ -19,10 +18,11 @@ from typing import IO, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from train import ranks
 from train.errors import ConfigError, StorageError
 
-RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
 LATEST = "latest"
+FILE_ONLY = {"file_only": True}  # `extra` of a log record that is not for the screen
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 # Of a config that is run again as it is: Hydra makes no folder and no log of its own.
 _QUIET = """defaults:
@@ -32,35 +32,6 @@ _QUIET = """defaults:
 - override hydra/hydra_logging: none
 """
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "optuna", "numpy", "scikit-learn", "pyarrow")
-
-
-def new_run_id() -> str:
-    """Return an id that sorts by time: 20260131-235959-1a2b."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-
-
-@contextlib.contextmanager
-def run_id_for_all_ranks(run_id: str | int | None) -> Iterator[str]:
-    """Give the run's id: the one asked for, or handed on by the launcher, or the SLURM job's, or a new one.
-
-    While the context is open the id is in the environment, where processes that are launched for other ranks find it.
-    """
-    handed_on = os.environ.get(RUN_ID_VARIABLE)
-    asked = None if run_id is None else str(run_id)
-    chosen = asked or handed_on or os.environ.get("SLURM_JOB_ID") or new_run_id()
-    os.environ[RUN_ID_VARIABLE] = chosen
-    try:
-        yield chosen
-    finally:
-        if handed_on is None:
-            os.environ.pop(RUN_ID_VARIABLE, None)
-        else:
-            os.environ[RUN_ID_VARIABLE] = handed_on
-
-
-def is_rank_zero() -> bool:
-    """Tell whether this process is the one that writes, before a process group exists."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
 class RunFolder:
@@ -82,7 +53,7 @@ class RunFolder:
         self.run_id = run_id
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked() if is_rank_zero() else None
+            self._lock = self._locked() if ranks.is_rank_zero() else None
         except OSError as error:
             raise StorageError(
                 f"cannot write the run folder {self.path}: {error}. Set output_dir to a folder that can be written."
@@ -92,6 +63,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """This rank's log."""
+        return self.path / ("train.log" if ranks.is_rank_zero() else f"train-rank{ranks.rank()}.log")
 
     def _locked(self) -> IO[str]:
         """Hold the folder for this process; the lock goes with it, however it ends."""
@@ -128,17 +104,18 @@ class RunFolder:
     @contextlib.contextmanager
     def logging_open(self) -> Iterator[None]:
         """Send the log to train.log (rank 0) or train-rank<N>.log, and warnings to the screen, while it is open."""
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))
-        handler = logging.FileHandler(self.path / ("train.log" if rank == "0" else f"train-rank{rank}.log"))
+        handler = logging.FileHandler(self.log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
-        logging.getLogger("pytorch_lightning").handlers.clear()  # its own goes to the screen
+        for library in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(library).handlers.clear()  # their own go to the screen
         level = root.level
         screen = logging.StreamHandler()
         screen.setLevel(logging.WARNING)
-        screen.addFilter(lambda record: record.name != "py.warnings")  # libraries' warnings are for the file
+        # Libraries' warnings are for the file, and what ends the run is shown by `train.errors`.
+        screen.addFilter(lambda record: record.name != "py.warnings" and not hasattr(record, "file_only"))
         screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        handlers: list[logging.Handler] = [handler, screen] if is_rank_zero() else [handler]
+        handlers: list[logging.Handler] = [handler, screen] if ranks.is_rank_zero() else [handler]
         for each in handlers:
             root.addHandler(each)
         root.setLevel(logging.INFO)

@@ -20,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from train import checkpoint, errors, folder, screen
+from train import checkpoint, errors, failures, folder, ranks, screen
 from train.checkpoint import AtomicCheckpointIO, Checkpoints
 from train.telemetry import Telemetry
+from train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +73,16 @@ def run(cfg: DictConfig) -> Result:
         StorageError: a checkpoint or the result cannot be written.
     """
     started = time.perf_counter()
-    with folder.run_id_for_all_ranks(cfg.run_id) as run_id:
+    with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
-        with place.logging_open(), errors.reporting_interrupt(resume_command(run_id)):
+        resume = resume_command(run_id)
+        with place.logging_open(), failures.reported(place), errors.reporting_interrupt(resume):
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
-            newest = find_checkpoint(cfg, place)
             datamodule = make_data(cfg)
             model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
-            trainer, parts = make_trainer(cfg, place)
+            trainer, parts = make_trainer(cfg, place, datamodule.fingerprint)
+            newest = find_checkpoint(cfg, place, trainer, model)
             if trainer.is_global_zero:
                 introduce(cfg, place, datamodule, trainer)
             fitting = time.perf_counter()
@@ -112,20 +115,25 @@ class Parts:
     checkpoints: Checkpoints
 
 
-def make_trainer(cfg: DictConfig, place: folder.RunFolder) -> tuple[Trainer, Parts]:
+def make_trainer(cfg: DictConfig, place: folder.RunFolder, fingerprint: str) -> tuple[Trainer, Parts]:
     """Make Lightning's trainer with our callbacks, logger and checkpoint writer."""
     telemetry = Telemetry(place.checkpoints)
-    checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **cfg.checkpoint)
-    callbacks: list[Callback] = [telemetry, screen.Bar(telemetry, cfg.monitor)]
+    kept = {key: value for key, value in cfg.checkpoint.items() if key != "mirror"}
+    checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **kept)
+    watchdog = Watchdog(seconds=cfg.watchdog_seconds, log=place.log)
+    callbacks: list[Callback] = [watchdog, telemetry, screen.Bar(telemetry, cfg.monitor)]
     if cfg.patience is not None:
         callbacks.append(
             EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience, strict=False, check_finite=False)
         )
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if ranks.is_under_srun() and not ranks.is_under_torchrun():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are train.stopping's
     trainer = instantiate(
-        cfg.trainer,
+        {**cfg.trainer, **ranks.processes()},
         callbacks=[*callbacks, checkpoints],
         logger=TensorBoardLogger(place.path, name="", version="", default_hp_metric=False),
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=str(place.path),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -159,26 +167,36 @@ def resume_command(run_id: str) -> str:
     return " ".join(["python -m train", *map(shlex.quote, kept), f"run_id={run_id}"])
 
 
-def find_checkpoint(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
-    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows.
+def find_checkpoint(cfg: DictConfig, place: folder.RunFolder, trainer: Trainer, model: Any) -> Path | None:
+    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows: rank 0's choice.
 
     With resume=never, those of an earlier run are deleted: a later resume must not find them.
 
     Raises:
         ConfigError: the checkpoints are of another experiment than `cfg` is.
     """
-    if cfg.resume == "never":
-        if folder.is_rank_zero():
-            for path in place.checkpoints.glob("*.ckpt"):
-                path.unlink()
-        return None
-    found = checkpoint.newest_whole(place.checkpoints)
+    if ranks.processes():  # the others run beside us; where Lightning starts them, it does so later
+        trainer.strategy.connect(model)
+        trainer.strategy.setup_environment()
+    found = newest_of(cfg, place) if ranks.is_rank_zero() or not ranks.processes() else None
+    if ranks.processes():
+        found = trainer.strategy.broadcast(found)
     if found is not None:
         check_same_experiment(cfg, place)
         log.info("going on from %s", found)
-        if folder.is_rank_zero():
+        if ranks.is_rank_zero():
             screen.console.print(f"going on from {found.name}")
     return found
+
+
+def newest_of(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
+    """Return the newest whole checkpoint; with resume=never none, and none is left."""
+    if cfg.resume == "never":
+        if ranks.is_rank_zero():
+            for path in place.checkpoints.glob("*.ckpt"):
+                path.unlink()
+        return None
+    return checkpoint.newest_whole(place.checkpoints)
 
 
 def check_same_experiment(cfg: DictConfig, place: folder.RunFolder) -> None:

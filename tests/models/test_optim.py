@@ -27,7 +27,7 @@ def make_module(max_steps: int = -1) -> SimpleNamespace:
             return progress.total.completed
 
     trainer = Trainer()
-    trainer.max_steps = max_steps
+    trainer.max_steps, trainer.strategy = max_steps, None
     return SimpleNamespace(trainer=trainer)
 
 

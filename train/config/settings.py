@@ -22,6 +22,7 @@ class CheckpointSettings(TypedDict):
     every_seconds: Annotated[float, Gt(0)]
     every_n_steps: Annotated[int, Gt(0)] | None
     keep: Annotated[int, Ge(1)]
+    mirror: str | None
 
 
 class TrainSettings(TypedDict):
@@ -33,6 +34,7 @@ class TrainSettings(TypedDict):
     seed: Annotated[int, Ge(0), Le(2**32 - 1)]
     monitor: str
     mode: Literal["min", "max"]
+    watchdog_seconds: Annotated[float, Gt(0)]
     patience: Annotated[int, Ge(1)] | None
     resume: Literal["auto", "never"]
     checkpoint: CheckpointSettings

@@ -1,0 +1,137 @@
+"""Where a process stands among the processes of its run: rank, host, the run's id, and what all of them agree on."""
+
+import contextlib
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
+_RUN_ID_KEY = "fullcycle/run_id"
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+
+def rank() -> int:
+    """Return this process's rank, as its launcher says: known before there is a process group, and without torch."""
+    return int(next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0"))
+
+
+def is_rank_zero() -> bool:
+    """Tell whether this process is the one that writes."""
+    return rank() == 0
+
+
+def name() -> str:
+    """Return "rank 1 on host7", for messages."""
+    return f"rank {rank()} on {platform.node()}"
+
+
+def is_under_torchrun() -> bool:
+    """Tell whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_under_srun() -> bool:
+    """Tell whether this process is one task of a SLURM step; a shell in an interactive job is none."""
+    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID", "batch").isdigit()
+
+
+def processes() -> dict[str, int]:
+    """Return the `devices` and `num_nodes` that the launcher has started; empty where Lightning launches them itself.
+
+    Under torchrun they change with the members of the run, so no config can hold them.
+    """
+    if is_under_torchrun():
+        per_node, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return {"devices": per_node, "num_nodes": total // per_node}
+    if is_under_srun():
+        num_nodes = int(os.environ["SLURM_NNODES"])
+        return {"devices": int(os.environ["SLURM_NTASKS"]) // num_nodes, "num_nodes": num_nodes}
+    return {}
+
+
+def new_run_id() -> str:
+    """Return an id that sorts by time: 20260131-235959-1a2b."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+@contextlib.contextmanager
+def run_id_for_all_ranks(run_id: str | int | None) -> Iterator[str]:
+    """Give the run's id: the one asked for, or handed on by the launcher, or the SLURM job's, or a new one.
+
+    While the context is open the id is in the environment, where processes that are launched for other ranks find it.
+    """
+    handed_on = os.environ.get(RUN_ID_VARIABLE)
+    asked = None if run_id is None else str(run_id)
+    chosen = asked or handed_on or _slurm_id() or _torchrun_id() or new_run_id()
+    os.environ[RUN_ID_VARIABLE] = chosen
+    try:
+        yield chosen
+    finally:
+        if handed_on is None:
+            os.environ.pop(RUN_ID_VARIABLE, None)
+        else:
+            os.environ[RUN_ID_VARIABLE] = handed_on
+
+
+def _slurm_id() -> str | None:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def _torchrun_id() -> str | None:
+    """Return the id that the first rank to ask has put into the launcher's store, which outlives restarted workers."""
+    if not is_under_torchrun():
+        return None
+    import torch.distributed as dist
+
+    named = os.environ["TORCHELASTIC_RUN_ID"]
+    if named != "none" and not _is_uuid(named):
+        return named
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=not is_served and os.environ["RANK"] == "0",
+        timeout=timedelta(seconds=120),
+        multi_tenant=True,
+        wait_for_workers=False,
+    )
+    return str(store.compare_set(_RUN_ID_KEY, "", new_run_id()).decode())
+
+
+def _is_uuid(text: str) -> bool:
+    return len(text) == 36 and text.count("-") == 4  # what --standalone makes up
+
+
+_control: Any = None
+
+
+def agree(*values: int) -> list[int]:
+    """Return the largest of each value over all ranks; every rank must call it at the same point."""
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=control_group())
+    return [int(value) for value in tensor.tolist()]
+
+
+def control_group() -> Any:
+    """Return a group for small messages between CPUs: the default one on gloo, one beside NCCL's elsewhere.
+
+    A message on the GPU would wait for all work that is queued there.
+    """
+    import torch.distributed as dist
+
+    global _control
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    if _control is None:
+        _control = dist.new_group(backend="gloo")
+    return _control

@@ -1,0 +1,37 @@
+"""How ranks share the work: DDP and FSDP2 as configs/trainer spells them."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Gt
+from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+
+class DataParallel(DDPStrategy):
+    """DistributedDataParallel, with its options as plain values.
+
+    A module that reduces gradients by itself, because it takes several optimizer steps in a call, follows `compression`
+    and `timeout_seconds` as well; `static_graph` and `bucket_mb` have nothing to act on there.
+
+    Args:
+        timeout_seconds: longest wait in a collective before a rank gives the others up.
+        compression: bf16 halves the bytes of the gradients on the wire.
+        static_graph: the same parameters get gradients in every step, so that DDP can plan ahead.
+        bucket_mb: gradients are sent in buckets of this size while the backward pass goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: Annotated[float, Gt(0)],
+        compression: Literal["none", "bf16"],
+        static_graph: bool,
+        bucket_mb: Annotated[int, Gt(0)],
+    ) -> None:
+        options: dict[str, Any] = {"static_graph": static_graph, "bucket_cap_mb": bucket_mb}
+        if compression == "bf16":
+            options["ddp_comm_hook"] = bf16_compress_hook
+        super().__init__(timeout=timedelta(seconds=timeout_seconds), gradient_as_bucket_view=True, **options)
+        self.gradient_dtype = torch.bfloat16 if compression == "bf16" else None
