@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.dropout import RowDropout
 
@@ -71,7 +72,7 @@ class Steps:
         self.decay = decay
         # bf16 where the strategy asks for gradients of half the bytes
         dtype = getattr(module.trainer.strategy, "gradient_dtype", None)
-        self.reduce = GradientMean(self.parameters, dtype=dtype) if is_distributed() else None
+        self.reduce = GradientSum(self.parameters, dtype=dtype) if is_distributed() else None
 
     @property
     def seconds_reducing(self) -> float:
@@ -115,16 +116,17 @@ class Steps:
         num_rows, global_rows = len(batch["target"]), batch["global_rows"]
         for dropout in self.dropouts:
             dropout.rows = (self.reduce.rank, self.reduce.world_size, global_rows)
-        own = self.parameters[0].new_zeros(())
-        if num_rows:  # the last mini-batch of an epoch may have fewer rows than there are ranks
-            loss = loss_of(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            own = loss.detach()
-        return self.reduce(own, weight=num_rows / global_rows)
+        loss = loss_of(batch) * (num_rows / global_rows)
+        (loss * self.reduce.factor).backward()
+        # The last mini-batch of an epoch may have fewer rows than there are ranks: no rows, no gradient, a loss of NaN.
+        return self.reduce(loss.detach() if num_rows else torch.zeros_like(loss))
 
     def _step(self, step: int) -> None:
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm, foreach=True)
         rate = self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -138,14 +140,14 @@ class Steps:
                 torch._foreach_lerp_(self.averages, self.parameters, 1.0 - decay)
 
 
-class GradientMean:
-    """Averages the gradients, and the loss, over the rows of all ranks in one flat all-reduce.
+class GradientSum:
+    """Adds up the gradients, and the loss, of all ranks in one flat all-reduce; each has weighted its own by its rows.
 
-    DDP's reducer expects one backward per forward through the wrapped module; here there are several. A rank's part is
-    weighted by its rows, since ranks differ by a row where the global batch does not divide.
+    DDP's reducer expects one backward per forward through the wrapped module; here there are several. FSDP2 averages
+    sharded gradients itself, in the backward pass: `factor` undoes its division, and only the loss is left.
 
     Args:
-        parameters: those whose gradients are averaged.
+        parameters: those whose gradients are added up.
         dtype: what travels; None for the gradients' own.
 
     Attributes:
@@ -155,21 +157,32 @@ class GradientMean:
     def __init__(self, parameters: Sequence[Tensor], *, dtype: torch.dtype | None) -> None:
         self.parameters, self.dtype = parameters, dtype
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.is_sharded = isinstance(parameters[0], DTensor)
+        self.factor = float(self.world_size) if self.is_sharded else 1.0
         self.seconds = 0.0
 
-    def __call__(self, loss: Tensor, *, weight: float) -> Tensor:
-        """Replace the gradients by the weighted sum over ranks; return that of the losses, a scalar."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = torch.cat([grad.reshape(-1) for grad in grads] + [loss.reshape(1).to(grads[0].dtype)]).mul_(weight)
+    def __call__(self, loss: Tensor) -> Tensor:
+        """Replace the gradients by their sum over ranks; return that of the losses, a scalar."""
         start = time.perf_counter()
-        sent = flat if self.dtype is None else flat.to(self.dtype)
-        torch.distributed.all_reduce(sent)
-        flat = sent.to(flat.dtype)
+        if self.is_sharded:
+            total = loss.clone()
+            torch.distributed.all_reduce(total)
+        else:
+            total = self._all_summed(loss)
         self.seconds += time.perf_counter() - start
-        *parts, loss = torch.split(flat, [grad.numel() for grad in grads] + [1])
+        return total
+
+    def _all_summed(self, loss: Tensor) -> Tensor:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1).to(grads[0].dtype)])
+        if self.dtype is not None:
+            flat = flat.to(self.dtype)
+        torch.distributed.all_reduce(flat)
+        flat = flat.to(grads[0].dtype)
+        *parts, total = torch.split(flat, [grad.numel() for grad in grads] + [1])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-        return loss[0].clone()
+        return total[0].clone()
 
 
 def is_distributed() -> bool:

@@ -18,7 +18,9 @@ from models.preprocessing import CategoryEmbedding, CategoryFeatures, StaticEnco
 
 
 class TableNetwork(nn.Module):
-    """A network in two parts."""
+    """A network in two parts; `blocks` are its large ones."""
+
+    blocks: nn.ModuleList
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         super().__init__()
@@ -30,7 +32,9 @@ class TableNetwork(nn.Module):
 
     def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
         """Logits [B, K] of raw columns [B, F], [B, C] and [B, T]."""
-        return self.score(self.encoding(numeric, timestamp), categorical)
+        # The class's own method: FSDP2 makes `self.score` a second entry, which must not be entered from the first.
+        logits: Tensor = type(self).score(self, self.encoding(numeric, timestamp), categorical)
+        return logits
 
 
 class TabM(TableNetwork):
@@ -203,7 +207,8 @@ class TransformerBlock(nn.Module):
         hidden = hidden + self.dropout(self.out(mixed))
         gate, feed = self.feed_in(self.feed_norm(hidden)).chunk(2, dim=2)
         feed = self.feed_out(functional.relu(gate) * feed)
-        return hidden + self.dropout(feed)
+        output: Tensor = hidden + self.dropout(feed)
+        return output
 
 
 def prior_logit(schema: Mapping[str, Any]) -> float:

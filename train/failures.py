@@ -33,7 +33,7 @@ def reported(place: RunFolder) -> Iterator[None]:
             raise
         raise PeerLostError(
             f"{ranks.name()} ends: another process of the run failed, was lost or hung "
-            f"({str(error).strip().splitlines()[-1][:200]}). Why is in its own traceback above, or in the logs of "
+            f"({_short(error)}). Why is in its own traceback above, or in the logs of "
             f"{place.path}; start again with the same run_id to go on from the newest checkpoint."
         ) from error
 
@@ -41,3 +41,8 @@ def reported(place: RunFolder) -> Iterator[None]:
 def is_lost_peer(error: BaseException) -> bool:
     """Tell whether an error of a collective means that another rank is gone."""
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def _short(error: BaseException) -> str:
+    line = str(error).strip().splitlines()[0]
+    return line.removeprefix(line[: line.find("] ") + 2] if line.startswith("[") else "").partition(". ")[0]

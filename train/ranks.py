@@ -86,13 +86,13 @@ def _torchrun_id() -> str | None:
     """Return the id that the first rank to ask has put into the launcher's store, which outlives restarted workers."""
     if not is_under_torchrun():
         return None
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     named = os.environ["TORCHELASTIC_RUN_ID"]
     if named != "none" and not _is_uuid(named):
         return named
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=not is_served and os.environ["RANK"] == "0",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -20,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from train import checkpoint, errors, failures, folder, ranks, screen
+from train import checkpoint, errors, failures, folder, ranks, screen, strategies
 from train.checkpoint import AtomicCheckpointIO, Checkpoints
 from train.telemetry import Telemetry
 from train.watchdog import Watchdog
@@ -90,6 +90,7 @@ def run(cfg: DictConfig) -> Result:
             fitted = time.perf_counter()
             best = parts.checkpoints.best_path
             metrics = test(trainer, model, datamodule, best)
+            strategies.gather(model)
             if not trainer.is_global_zero:
                 return Result(place.path, metrics, {})
             baselines = test_baselines(cfg, model, datamodule)
@@ -258,7 +259,6 @@ def record(
         writer.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
     model.write_summaries(writer, trainer.global_step)
     write_summaries(cfg, trainer, metrics)
-    telemetry = parts.telemetry
     result: Mapping[str, Any] = {
         "metrics": metrics,
         "intervals_95": {f"test/{name}": interval for name, interval in model.intervals().items()},
@@ -267,8 +267,7 @@ def record(
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": {**seconds, "checkpoints": parts.checkpoints.seconds_saving},
-        "rows_per_second": telemetry.rows / max(telemetry.seconds, 1e-9),
-        "share_waiting_for_data": telemetry.seconds_waiting / max(telemetry.seconds, 1e-9),
+        **parts.telemetry.meters.rates(),
     }
     place.write_json("result.json", result)
     ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}

@@ -66,7 +66,7 @@ class Bar(Callback):
         line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {self._status(trainer)}"
         log.info(line)
         if self.progress is None:
-            console.print(line)
+            console.print(line, soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -85,8 +85,18 @@ class Bar(Callback):
         parts = [f"loss {self.telemetry.loss:.4f}"]
         if self.monitor in trainer.callback_metrics:
             parts.append(f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.4f}")
-        parts.append(f"{self.telemetry.rows_per_second:,.0f} rows/s")
-        return "  ".join(parts)
+        return "  ".join([*parts, *self._speed()])
+
+    def _speed(self) -> list[str]:
+        """Say what the machine does: shares of the time that are lost only where they show."""
+        rates = self.telemetry.rates
+        if not rates:
+            return []
+        parts = [f"{rates['rows_per_second']:,.0f} rows/s", f"MFU {rates['mfu']:.0%}", f"{rates['memory_gb']:.1f} GB"]
+        for name, label in (("share_waiting_for_data", "data"), ("share_communicating", "network")):
+            if rates[name] >= 0.005:
+                parts.append(f"{label} {rates[name]:.0%}")
+        return parts
 
 
 def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule
 
 
 class DataParallel(DDPStrategy):
@@ -35,3 +37,34 @@ class DataParallel(DDPStrategy):
             options["ddp_comm_hook"] = bf16_compress_hook
         super().__init__(timeout=timedelta(seconds=timeout_seconds), gradient_as_bucket_view=True, **options)
         self.gradient_dtype = torch.bfloat16 if compression == "bf16" else None
+
+
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 over all ranks, for a model that outgrows one device; the module shards itself in `configure_model`.
+
+    Checkpoints to go on from are sharded and written in the background (`train.sharded`); the best is one whole file,
+    as every other strategy's is.
+
+    Args:
+        timeout_seconds: longest wait in a collective before a rank gives the others up.
+        activation_checkpointing: compute blocks again in the backward pass instead of keeping their activations.
+    """
+
+    def __init__(self, *, timeout_seconds: Annotated[float, Gt(0)], activation_checkpointing: bool) -> None:
+        super().__init__(
+            tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(seconds=timeout_seconds)
+        )
+        self.activation_checkpointing = activation_checkpointing
+
+    def setup_environment(self) -> None:
+        """Spread the shards over every rank; Lightning's own choice is one per node."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def gather(model: nn.Module) -> None:
+    """Give every rank whole parameters, for what rank 0 makes of the model alone; nothing where none are sharded."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()

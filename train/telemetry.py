@@ -1,6 +1,5 @@
-"""What a run tells while it trains: loss, learning rate, rows/s, time spent waiting; and that the loss is finite."""
+"""What a run tells while it trains: loss, learning rate, speed; and that the loss is finite."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from train import checkpoint
 from train.errors import DivergedError
+from train.meters import Meters
 
 LOOK_EVERY_N_STEPS = 50
 
@@ -19,7 +19,7 @@ LOOK_EVERY_N_STEPS = 50
 class Telemetry(Callback):
     """Collects the losses of training calls on the device and looks at them every `LOOK_EVERY_N_STEPS` steps.
 
-    Looking is what waits for the device, so nothing else does. Totals are kept for the run's result.
+    Looking is what waits for the device, so nothing else does.
 
     Args:
         checkpoints: where the run's checkpoints are, named when the loss diverges.
@@ -27,32 +27,36 @@ class Telemetry(Callback):
 
     def __init__(self, checkpoints: Path) -> None:
         self.checkpoints = checkpoints
+        self.meters = Meters()
+        self.rates: dict[str, float] = {}
         self.pending: list[Tensor] = []
         self.first_pending = 0
         self.loss = float("nan")
-        self.rows_per_second = 0.0
-        self.rows, self.seconds, self.seconds_waiting = 0, 0.0, 0.0
-        self._mark = (0.0, 0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin counting from the step that the run is at."""
         self.first_pending = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; validation between epochs is not training time."""
-        self._mark = self._now(trainer)
+        """Start the clock."""
+        self.meters.begin(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the first call's operations."""
+        self.meters.before_call()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the losses when enough steps have passed."""
+        self.meters.after_call(trainer, pl_module)
         self.pending.append(outputs["loss"])
         if trainer.global_step - self.first_pending >= LOOK_EVERY_N_STEPS:
-            self._look(trainer)
+            self._look(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the rest before weights are scored whose loss may not be finite."""
-        self._look(trainer)
+        self._look(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation's metrics at the optimizer step; Lightning would at the number of calls."""
@@ -63,17 +67,13 @@ class Telemetry(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the rest before the epoch is saved."""
-        self._look(trainer)
+        self._look(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never let weights be saved whose loss was not looked at."""
-        self._look(trainer)
+        self._look(trainer, pl_module)
 
-    def _now(self, trainer: Trainer) -> tuple[float, int, float]:
-        loader = trainer.train_dataloader
-        return time.perf_counter(), getattr(loader, "rows_seen", 0), getattr(loader, "seconds_waiting", 0.0)
-
-    def _look(self, trainer: Trainer) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.pending:
             return
         losses = torch.cat([loss.reshape(-1) for loss in self.pending]).float().cpu()
@@ -81,22 +81,14 @@ class Telemetry(Callback):
         if not torch.isfinite(losses).all():
             self._diverged(int((~torch.isfinite(losses)).nonzero()[0]), rate)
         self.loss = float(losses.mean())
-        now = self._now(trainer)
-        seconds, rows, waiting = (new - old for new, old in zip(now, self._mark, strict=True))
-        self._mark = now
-        self.rows, self.seconds, self.seconds_waiting = (
-            self.rows + int(rows),
-            self.seconds + seconds,
-            self.seconds_waiting + waiting,
-        )
-        self.rows_per_second = rows / max(seconds, 1e-9)
+        self.rates = self.meters.read(trainer, pl_module)
         self.pending, self.first_pending = [], trainer.global_step
         if isinstance(trainer.logger, TensorBoardLogger):
             write, step = trainer.logger.experiment.add_scalar, trainer.global_step
             write("train/loss", self.loss, step)
             write("train/learning_rate", rate, step)
-            write("speed/rows_per_second", self.rows_per_second, step)
-            write("speed/share_waiting_for_data", waiting / max(seconds, 1e-9), step)
+            for name, value in self.rates.items():
+                write(f"speed/{name}", value, step)
 
     def _diverged(self, offset: int, rate: float) -> None:
         good = checkpoint.newest_whole(self.checkpoints)

@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models import baselines, metrics, plots
 from models.calibration import Calibration, Method
 from models.fraud import report
 from models.optim import Schedule, Steps, learning_rate, parameter_groups
+from models.sharding import shard
 from models.tabular import TableNetwork
 
 Schema = Mapping[str, Any]
@@ -133,6 +135,15 @@ class FraudModule(LightningModule):
 
     # Training
 
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy asks for it; `num_blocks` decides how finely."""
+        if self.device_mesh is None:
+            return
+        recompute = bool(getattr(self.trainer.strategy, "activation_checkpointing", False))
+        for network in (self.network, self.average):
+            if network is not None:
+                shard(network, network.blocks, self.device_mesh["data_parallel"], recompute_blocks=recompute)
+
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over rows and members of one mini-batch with its `encoded` features, a scalar."""
         options = self.training_options
@@ -156,8 +167,10 @@ class FraudModule(LightningModule):
     def on_train_start(self) -> None:
         """Bind the optimizer, the schedule and the average into one loop over mini-batches."""
         options, total = self.training_options, self._total_steps()
-        if self.trainer.world_size > 1:  # Steps reduces; DDP's hooks would reduce some of the backward passes again
-            self.trainer.model.require_backward_grad_sync = False  # type: ignore[union-attr]
+        if isinstance(
+            self.trainer.model, DistributedDataParallel
+        ):  # Steps reduces; DDP's hooks would reduce some of the backward passes again
+            self.trainer.model.require_backward_grad_sync = False
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         self.steps = Steps(
@@ -176,6 +189,11 @@ class FraudModule(LightningModule):
             ),
             seed=torch.initial_seed(),
         )
+
+    @property
+    def seconds_communicating(self) -> float:
+        """Time that this rank has spent in averaging gradients."""
+        return self.steps.seconds_reducing
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole training; Lightning's own estimate counts calls."""
