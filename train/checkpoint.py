@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -13,8 +14,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from train import ranks, stopping
+from train import ranks, sharded, stopping
 from train.errors import StorageError
+from train.strategies import FullySharded
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether every record of a checkpoint has the checksum that was written with it."""
+    """Tell whether every record of a checkpoint, or every file of a sharded one, has its checksum."""
+    if path.is_dir():
+        return sharded.is_whole(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -72,6 +76,14 @@ def recent(folder: Path) -> list[Path]:
     """Return the checkpoints that a run can go on from, newest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _RECENT.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, sharded or not."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -133,7 +145,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is left to save."""
+        self._finish(trainer)
         stopping.stop_listening()
+
+    def _finish(self, trainer: Trainer) -> None:
+        if isinstance(trainer.strategy, FullySharded):
+            trainer.strategy.finish_checkpoint()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -146,7 +163,7 @@ class Checkpoints(Checkpoint):
         is_due, asked = ranks.agree(is_late, stopping.asked())
         if is_due or asked or (self.every_n_steps is not None and steps >= self.every_n_steps):
             self._save_recent(trainer)
-        self._stop_if(asked)
+        self._stop_if(trainer, asked)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best."""
@@ -163,10 +180,11 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch."""
         self._save_recent(trainer)
-        self._stop_if(ranks.agree(stopping.asked())[0])
+        self._stop_if(trainer, ranks.agree(stopping.asked())[0])
 
-    def _stop_if(self, asked: int) -> None:
+    def _stop_if(self, trainer: Trainer, asked: int) -> None:
         if asked:
+            self._finish(trainer)
             saved = f"step {self._saved_step:,} in {self.folder}"
             raise stopping.stop(asked, saved=saved, run_id=self.folder.parent.name)
 
@@ -176,8 +194,13 @@ class Checkpoints(Checkpoint):
         self.seconds_saving += time.perf_counter() - start
 
     def _save_recent(self, trainer: Trainer) -> None:
-        self._save(trainer, self.folder / f"step={trainer.global_step:09d}.ckpt")
+        path = self.folder / f"step={trainer.global_step:09d}.ckpt"
+        if isinstance(trainer.strategy, FullySharded):
+            with trainer.strategy.sharding_checkpoints():
+                self._save(trainer, path)
+        else:
+            self._save(trainer, path)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             for path in recent(self.folder)[self.keep :]:
-                path.unlink(missing_ok=True)
+                remove(path)

@@ -24,6 +24,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from train import checkpoint, errors, failures, folder, ranks, screen, strategies
 from train.checkpoint import AtomicCheckpointIO, Checkpoints
+from train.preflight import Preflight
 from train.telemetry import Telemetry
 from train.watchdog import Watchdog
 
@@ -122,7 +123,12 @@ def make_trainer(cfg: DictConfig, place: folder.RunFolder, fingerprint: str) -> 
     kept = {key: value for key, value in cfg.checkpoint.items() if key != "mirror"}
     checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **kept)
     watchdog = Watchdog(seconds=cfg.watchdog_seconds, log=place.log)
-    callbacks: list[Callback] = [watchdog, telemetry, screen.Bar(telemetry, cfg.monitor)]
+    callbacks: list[Callback] = [
+        Preflight(cfg, place, fingerprint),
+        watchdog,
+        telemetry,
+        screen.Bar(telemetry, cfg.monitor),
+    ]
     if cfg.patience is not None:
         callbacks.append(
             EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience, strict=False, check_finite=False)
@@ -195,7 +201,7 @@ def newest_of(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
     if cfg.resume == "never":
         if ranks.is_rank_zero():
             for path in place.checkpoints.glob("*.ckpt"):
-                path.unlink()
+                checkpoint.remove(path)
         return None
     return checkpoint.newest_whole(place.checkpoints)
 

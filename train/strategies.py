@@ -1,6 +1,9 @@
 """How ranks share the work: DDP and FSDP2 as configs/trainer spells them."""
 
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +12,8 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.fsdp import FSDPModule
+
+from train.sharded import ShardedWriter
 
 
 class DataParallel(DDPStrategy):
@@ -55,11 +60,37 @@ class FullySharded(ModelParallelStrategy):
             tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(seconds=timeout_seconds)
         )
         self.activation_checkpointing = activation_checkpointing
+        self._writer = ShardedWriter()
 
     def setup_environment(self) -> None:
         """Spread the shards over every rank; Lightning's own choice is one per node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @contextlib.contextmanager
+    def sharding_checkpoints(self) -> Iterator[None]:
+        """Within it, `trainer.save_checkpoint` begins to write shards and returns."""
+        self._save_distributed_checkpoint = True
+        try:
+            yield
+        finally:
+            self._save_distributed_checkpoint = False
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save one whole file, or begin to save shards."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        for number, optimizer_state in enumerate(checkpoint.pop("optimizer_states", [])):
+            state[f"optimizer_{number}"] = optimizer_state
+        self._writer.save(state, checkpoint, Path(self.broadcast(filepath)))
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the shards that are being written."""
+        self._writer.wait()
 
 
 def gather(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ stopping.listen_early()
 
 import torch  # noqa: E402
 from pytorch_lightning.callbacks import Callback  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 
 import train.__main__ as command  # noqa: E402
 from models.fraud.module import FraudModule  # noqa: E402
@@ -59,7 +60,8 @@ class Recorder(Callback):
         seen.extend(int(when) for part in batch for when in part["timestamp"].flatten())
 
     def on_train_end(self, trainer, pl_module) -> None:
-        weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        values = pl_module.state_dict().items()
+        weights = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in values}
         record = {"losses": self.losses, "rows": self.rows, "weights": weights}
         torch.save(record, FOLDER / f"rank{trainer.global_rank}.pt")
 

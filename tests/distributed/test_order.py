@@ -78,6 +78,25 @@ def test_two_processes_are_one_of_twice_the_batch(runs: Runs, network: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_sharded_ranks_train_as_ranks_with_copies_do(runs: Runs, network: str) -> None:
+    copies = runs(f"{network}2", 2, *NETWORKS[network])
+    options = [*NETWORKS[network], "trainer=fsdp", "trainer.accelerator=cpu"]
+    plain = runs(f"{network}sharded", 2, *options, "trainer.max_epochs=3")
+    recomputed = runs(
+        f"{network}recomputed",
+        2,
+        *options,
+        "trainer.max_epochs=3",
+        "trainer.strategy.activation_checkpointing=true",
+    )
+    for records in (plain, recomputed):
+        expected, found = copies[0]["losses"], records[0]["losses"]
+        assert max(abs(loss - expected[step]) for step, loss in found.items()) < 1e-4
+        assert_ranks_equal(records)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [64, 639])  # 639: the last mini-batch has two rows for three ranks
 def test_one_two_and_three_ranks_measure_alike_where_nothing_divides(runs: Runs, batch_size: int) -> None:
     names = {count: f"mlp{count}of{batch_size}" for count in (1, 2, 3)}

@@ -49,7 +49,10 @@ Examples:
   python -m train experiment={name} trainer=ddp trainer.devices=4
   tensorboard --logdir runs
 
-Exit codes: 0 done, 2 configuration, 4 data, 5 loss not finite, 6 checkpoint or disk, 130 interrupted, 1 a defect.
+Before a long run: python -m train.doctor experiment={name} ... checks the machines; python -m train.launch starts many.
+
+Exit codes: 0 done, 2 configuration, 4 data, 5 loss not finite, 6 checkpoint or disk, 7 a check of the machines,
+8 another process was lost or hung, 75 stopped by a signal after saving, 130 interrupted, 1 a defect.
 HYDRA_FULL_ERROR=1 shows the traceback of an error."""
 
 
