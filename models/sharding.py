@@ -23,5 +23,6 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, 
         if recompute_blocks:
             recompute(block)
         fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # True also for the root, which torch would leave gathered: an average is changed between two forward passes.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(network, "score")
