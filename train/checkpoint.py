@@ -7,7 +7,7 @@ import shutil
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -101,6 +101,13 @@ def best_whole(folder: Path) -> Path | None:
     return best if is_whole(best) else newest_whole(folder)
 
 
+class Mirror(Protocol):
+    """What has copies of checkpoints made elsewhere."""
+
+    def offer(self, path: Path) -> None:
+        """Have it copied; return at once."""
+
+
 class Checkpoints(Checkpoint):
     """Keeps the newest checkpoints of a run, to go on from, and the best, to ship.
 
@@ -112,13 +119,22 @@ class Checkpoints(Checkpoint):
         every_seconds: longest time between two saves within an epoch; each epoch's end is saved as well.
         every_n_steps: also save whenever this many optimizer steps have passed; null for never.
         keep: how many recent ones are kept.
+        mirror: has a copy of each made, in the background; None for none.
     """
 
     def __init__(
-        self, folder: Path, *, monitor: str, mode: str, every_seconds: float, every_n_steps: int | None, keep: int
+        self,
+        folder: Path,
+        *,
+        monitor: str,
+        mode: str,
+        every_seconds: float,
+        every_n_steps: int | None,
+        keep: int,
+        mirror: Mirror | None = None,
     ) -> None:
         self.folder, self.monitor, self.mode, self.keep = folder, monitor, mode, keep
-        self.every_seconds, self.every_n_steps = every_seconds, every_n_steps
+        self.every_seconds, self.every_n_steps, self.mirror = every_seconds, every_n_steps, mirror
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.seconds_saving = 0.0
@@ -191,6 +207,8 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, path: Path) -> None:
         start = time.perf_counter()
         trainer.save_checkpoint(path)
+        if self.mirror is not None:
+            self.mirror.offer(path)
         self.seconds_saving += time.perf_counter() - start
 
     def _save_recent(self, trainer: Trainer) -> None:

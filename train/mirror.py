@@ -18,6 +18,7 @@ from train.store import Store, explaining
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -78,13 +79,14 @@ class Mirror:
         self._failing_since: dict[str, float] = {}  # by what fails
 
     def offer(self, path: Path) -> None:
-        """Have a checkpoint uploaded in place of what waits of its kind; returns at once and raises nothing.
+        """Have a checkpoint, or the run's config.yaml, uploaded in place of what waits of its kind.
 
         For rank 0, right after `path` was renamed to its name. Its content is kept: `path` may be deleted or replaced.
+        Returns at once and raises nothing.
         """
         if self._thread is None:
             self._start()
-        offer = Offer(path.name, path.with_name(f".{path.name}.{next(self._numbers)}.mirror"))
+        offer = Offer(path.name, self.folder / f".{path.name}.{next(self._numbers)}.mirror")
         try:
             _link(path, offer.aside)
         except OSError as error:
@@ -125,6 +127,8 @@ class Mirror:
     def fetch(self) -> list[Path]:
         """Download the best checkpoint and the newest whole one to go on from into `folder`; none if none is there.
 
+        The run's config.yaml comes along, into the folder above: a run compares it before it goes on.
+
         Raises:
             ConfigError, StorageError: the store cannot be read, or the folder cannot be written.
         """
@@ -132,6 +136,8 @@ class Mirror:
             names = self.store.names()
             steps = sorted(filter(_STEP.fullmatch, names), key=_step, reverse=True)
             found = self._first_whole(steps), self._first_whole([name for name in names if name == BEST])
+            if CONFIG in names:
+                self._download(CONFIG, self.folder.parent / CONFIG, is_good=Path.exists)
         return [path for path in found if path is not None]
 
     def clear(self) -> None:
@@ -146,18 +152,24 @@ class Mirror:
 
     def _first_whole(self, names: list[str]) -> Path | None:
         for name in names:
-            aside, path = self.folder / f".{name}.fetch", self.folder / name
-            log.info("downloading %s/%s", self.store.uri, name)
-            try:
-                self.store.download(name, aside)
-                if is_whole(aside):
-                    os.replace(aside, path)
-                    sync_folder(self.folder)
-                    return path
-            finally:
-                aside.unlink(missing_ok=True)
+            if self._download(name, self.folder / name, is_good=is_whole):
+                return self.folder / name
             log.warning("checkpoint %s/%s is torn (truncated or damaged): passing over it", self.store.uri, name)
         return None
+
+    def _download(self, name: str, path: Path, *, is_good: Callable[[Path], bool]) -> bool:
+        """Have the object as `path` if it is good, and tell so."""
+        log.info("downloading %s/%s", self.store.uri, name)
+        aside = self.folder / f".{name}.fetch"
+        try:
+            self.store.download(name, aside)
+            if not is_good(aside):
+                return False
+            os.replace(aside, path)
+            sync_folder(path.parent)
+            return True
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _start(self) -> None:
         for leftover in self.folder.glob(".*.mirror"):  # of a process that was killed

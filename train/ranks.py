@@ -10,7 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 RUN_ID_VARIABLE = "FULLCYCLE_RUN_ID"
+JOINING_SECONDS = 300.0
 _RUN_ID_KEY = "fullcycle/run_id"
+_JOIN = "fullcycle/join"
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
@@ -86,25 +88,78 @@ def _torchrun_id() -> str | None:
     """Return the id that the first rank to ask has put into the launcher's store, which outlives restarted workers."""
     if not is_under_torchrun():
         return None
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     named = os.environ["TORCHELASTIC_RUN_ID"]
     if named != "none" and not _is_uuid(named):
         return named
-    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=not is_served and os.environ["RANK"] == "0",
-        timeout=timedelta(seconds=120),
-        multi_tenant=True,
-        wait_for_workers=False,
-    )
+    store = _launcher_store()
     return str(store.compare_set(_RUN_ID_KEY, "", new_run_id()).decode())
 
 
 def _is_uuid(text: str) -> bool:
     return len(text) == 36 and text.count("-") == 4  # what --standalone makes up
+
+
+def join(strategy: Any) -> None:
+    """Make the process group of the processes that torchrun has started; elsewhere Lightning's own way is sound.
+
+    torchrun's store outlives its workers, and a process group made on it as it is may take the addresses of the
+    workers before the restart (pytorch#135712). Here the group's keys have a prefix of their own, on which these
+    processes agree.
+
+    Args:
+        strategy: Lightning's, whose backend, device and timeout count.
+    """
+    if not is_under_torchrun() or os.environ["WORLD_SIZE"] == "1":
+        return
+    import torch.distributed as dist
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    store = PrefixStore(_agreed_prefix(_launcher_store()), _launcher_store())
+    dist.init_process_group(
+        strategy._get_process_group_backend(),
+        store=store,
+        rank=rank(),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=strategy._timeout,
+        device_id=strategy.root_device if strategy.root_device.type == "cuda" else None,
+    )
+
+
+def _launcher_store() -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=not is_served and os.environ["RANK"] == "0",
+        timeout=timedelta(seconds=JOINING_SECONDS),
+        multi_tenant=True,
+        wait_for_workers=False,
+    )
+
+
+def _agreed_prefix(store: Any) -> str:
+    """Return a name that only the processes alive now can know: rank 0 answers each one's fresh question with it.
+
+    Whatever an earlier rank has left in the store answers no question of now.
+    """
+    if rank() != 0:
+        question = secrets.token_hex(8)
+        store.set(f"{_JOIN}/question/{rank()}", question)
+        prefix = store.get(f"{_JOIN}/answer/{question}").decode()
+        store.set(f"{prefix}/joined/{rank()}", "")
+        return str(prefix)
+    prefix, others = f"{_JOIN}/{secrets.token_hex(8)}", range(1, int(os.environ["WORLD_SIZE"]))
+    deadline = time.monotonic() + JOINING_SECONDS
+    while not store.check([f"{prefix}/joined/{other}" for other in others]):
+        for other in others:
+            if store.check([f"{_JOIN}/question/{other}"]):
+                store.set(f"{_JOIN}/answer/{store.get(f'{_JOIN}/question/{other}').decode()}", prefix)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"wait timeout: not all of {len(others) + 1} ranks came in {JOINING_SECONDS} s")
+        time.sleep(0.02)
+    return prefix
 
 
 _control: Any = None

@@ -1,8 +1,6 @@
 """The story of one run: seed, data, model, trainer, fit, test on the best checkpoint, record."""
 
 import logging
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -22,8 +20,9 @@ from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from train import checkpoint, errors, failures, folder, ranks, screen, strategies
+from train import errors, failures, folder, ranks, resume, screen, strategies
 from train.checkpoint import AtomicCheckpointIO, Checkpoints
+from train.mirror import Mirror
 from train.preflight import Preflight
 from train.telemetry import Telemetry
 from train.watchdog import Watchdog
@@ -76,16 +75,23 @@ def run(cfg: DictConfig) -> Result:
     started = time.perf_counter()
     with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
-        resume = resume_command(run_id)
-        with place.logging_open(), failures.reported(place), errors.reporting_interrupt(resume):
+        command = resume.command(run_id)
+        with (
+            place.logging_open(),
+            failures.reported(place),
+            errors.reporting_interrupt(command),
+            resume.mirror_of(cfg, place) as mirror,
+        ):
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
             datamodule = make_data(cfg)
             model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
-            trainer, parts = make_trainer(cfg, place, datamodule.fingerprint)
-            newest = find_checkpoint(cfg, place, trainer, model)
+            trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror)
+            newest = resume.find_checkpoint(cfg, place, mirror, trainer, model)
             if trainer.is_global_zero:
                 introduce(cfg, place, datamodule, trainer)
+                if mirror is not None:
+                    mirror.offer(place.path / "config.yaml")
             fitting = time.perf_counter()
             trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
             fitted = time.perf_counter()
@@ -117,11 +123,13 @@ class Parts:
     checkpoints: Checkpoints
 
 
-def make_trainer(cfg: DictConfig, place: folder.RunFolder, fingerprint: str) -> tuple[Trainer, Parts]:
+def make_trainer(
+    cfg: DictConfig, place: folder.RunFolder, fingerprint: str, mirror: Mirror | None
+) -> tuple[Trainer, Parts]:
     """Make Lightning's trainer with our callbacks, logger and checkpoint writer."""
     telemetry = Telemetry(place.checkpoints)
-    kept = {key: value for key, value in cfg.checkpoint.items() if key != "mirror"}
-    checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **kept)
+    settings = {**cfg.checkpoint, "mirror": mirror}
+    checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **settings)
     watchdog = Watchdog(seconds=cfg.watchdog_seconds, log=place.log)
     callbacks: list[Callback] = [
         Preflight(cfg, place, fingerprint),
@@ -166,63 +174,6 @@ def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer
     screen.show_choices(choices, datamodule.notes)
     for key, value in choices.items():
         log.info("%s: %s", key, value)
-
-
-def resume_command(run_id: str) -> str:
-    """Return the command line that goes on with this run."""
-    kept = [argument for argument in sys.argv[1:] if not argument.startswith("run_id=")]
-    return " ".join(["python -m train", *map(shlex.quote, kept), f"run_id={run_id}"])
-
-
-def find_checkpoint(cfg: DictConfig, place: folder.RunFolder, trainer: Trainer, model: Any) -> Path | None:
-    """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows: rank 0's choice.
-
-    With resume=never, those of an earlier run are deleted: a later resume must not find them.
-
-    Raises:
-        ConfigError: the checkpoints are of another experiment than `cfg` is.
-    """
-    if ranks.processes():  # the others run beside us; where Lightning starts them, it does so later
-        trainer.strategy.connect(model)
-        trainer.strategy.setup_environment()
-    found = newest_of(cfg, place) if ranks.is_rank_zero() or not ranks.processes() else None
-    if ranks.processes():
-        found = trainer.strategy.broadcast(found)
-    if found is not None:
-        check_same_experiment(cfg, place)
-        log.info("going on from %s", found)
-        if ranks.is_rank_zero():
-            screen.console.print(f"going on from {found.name}")
-    return found
-
-
-def newest_of(cfg: DictConfig, place: folder.RunFolder) -> Path | None:
-    """Return the newest whole checkpoint; with resume=never none, and none is left."""
-    if cfg.resume == "never":
-        if ranks.is_rank_zero():
-            for path in place.checkpoints.glob("*.ckpt"):
-                checkpoint.remove(path)
-        return None
-    return checkpoint.newest_whole(place.checkpoints)
-
-
-def check_same_experiment(cfg: DictConfig, place: folder.RunFolder) -> None:
-    """Refuse to go on with another network, data or seed: it would mix two runs without a word."""
-    earlier: Any = OmegaConf.to_container(OmegaConf.load(place.path / "config.yaml"))
-    asked: Any = OmegaConf.to_container(cfg, resolve=True)
-    differences = [
-        f"  {part}.{key}: was {earlier[part].get(key)!r}, is {asked[part].get(key)!r}"
-        for part in ("data", "model")
-        for key in sorted({*earlier[part], *asked[part]})
-        if earlier[part].get(key) != asked[part].get(key)
-    ]
-    if earlier["seed"] != asked["seed"]:
-        differences.append(f"  seed: was {earlier['seed']}, is {asked['seed']}")
-    if differences:
-        raise errors.ConfigError(
-            f"run {place.run_id} has checkpoints of another experiment:\n" + "\n".join(differences) + "\n"
-            "Give the same overrides to go on with it, or resume=never to start it again, or another run_id."
-        )
 
 
 def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Metrics:
