@@ -185,6 +185,10 @@ def _explained(error: BaseException) -> UserError | None:
         return error
     if "torchvision::nms" in str(error):
         return _mismatched_torchvision(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning: an option that does not go with the others
+        failure = ConfigError(f"trainer: {error}")
+        failure.__cause__ = error
+        return failure
     return None
 
 

@@ -130,7 +130,7 @@ def make_trainer(
     telemetry = Telemetry(place.checkpoints)
     settings = {**cfg.checkpoint, "mirror": mirror}
     checkpoints = Checkpoints(place.checkpoints, monitor=cfg.monitor, mode=cfg.mode, **settings)
-    watchdog = Watchdog(seconds=cfg.watchdog_seconds, log=place.log)
+    watchdog = Watchdog(seconds=cfg.watchdog_seconds, log_file=place.log)
     callbacks: list[Callback] = [
         Preflight(cfg, place, fingerprint),
         watchdog,

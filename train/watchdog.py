@@ -26,11 +26,11 @@ class Watchdog(Callback):
 
     Args:
         seconds: longest time from one batch to the next, of training, validation or test; the first included.
-        log: the rank's own log, to which the traces are appended.
+        log_file: the rank's own log, to which the traces are appended.
     """
 
-    def __init__(self, *, seconds: float, log: Path) -> None:
-        self.seconds, self.log = seconds, log
+    def __init__(self, *, seconds: float, log_file: Path) -> None:
+        self.seconds, self.log_file = seconds, log_file  # Lightning puts its own `log` on every callback
         self._moved = time.monotonic()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,13 +66,13 @@ class Watchdog(Callback):
                 self._bark()
 
     def _bark(self) -> None:
-        with contextlib.suppress(OSError), self.log.open("a") as file:
+        with contextlib.suppress(OSError), self.log_file.open("a") as file:
             file.write(f"{ranks.name()}: no progress for {self.seconds:g} s; stack traces of all threads:\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
         print(
             f"{ranks.name()} made no progress for {self.seconds:g} s (watchdog_seconds) and ends. Where it hung: "
-            f"{self.log}. Start again with the same run_id to go on from the newest checkpoint.",
+            f"{self.log_file}. Start again with the same run_id to go on from the newest checkpoint.",
             file=sys.stderr,
             flush=True,
         )

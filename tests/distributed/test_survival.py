@@ -110,7 +110,7 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stack_traces_of_all(job: Job) -
 
 
 def test_nan_on_one_rank_ends_all_with_one_message(job: Job) -> None:
-    code, printed = job.run("nan", fault="nan:1:100")
+    code, printed = job.run("nans", fault="nan:1:100")
     assert code != 0
     assert len(re.findall(r"not finite at step 100 ", printed)) == 1
     assert "The last good checkpoint is" in printed
