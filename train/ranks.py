@@ -80,8 +80,19 @@ def run_id_for_all_ranks(run_id: str | int | None) -> Iterator[str]:
 
 
 def _slurm_id() -> str | None:
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
+    own = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
+    return None if own is None else f"{own}{_multirun_suffix()}"
+
+
+def _multirun_suffix() -> str:
+    """Return "-3" for job 3 of a `--multirun`, whose jobs share what a scheduler gave."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"-{HydraConfig.get().job.num}"
+    return ""
 
 
 def _torchrun_id() -> str | None:

@@ -8,6 +8,7 @@ import torch
 
 from train.checkpoint import AtomicCheckpointIO, is_whole, newest_whole, recent
 from train.errors import StorageError
+from train.run import run
 
 
 @pytest.fixture
@@ -72,3 +73,20 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(small_disk, content
     assert caught.value.exit_code == 6
     assert newest_whole(small_disk) == older
     assert [path.name for path in small_disk.iterdir()] == [older.name]
+
+
+def test_a_run_on_a_full_disk_ends_with_what_to_do_and_goes_on_when_there_is_room(small_disk, configure):
+    options = (f"output_dir={small_disk}", "run_id=full", "trainer.max_epochs=2")
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * (1_000_000 - 40_000))
+    with pytest.raises(StorageError, match=r"No space left on device.*make room") as caught:
+        run(configure(*options))
+    assert caught.value.exit_code == 6
+    filler.unlink()
+    assert (run(configure(*options)).folder / "result.json").exists()
+
+
+def test_a_run_folder_on_a_read_only_disk_is_a_storage_error(small_disk, configure):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=r"cannot write the run folder .*Read-only file system.* Set output_dir"):
+        run(configure(f"output_dir={small_disk}"))
