@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _LOST = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused|Connection was likely closed"
     r"|[Tt]imed out (waiting|after)|recv, no data|remote process exited|Watchdog caught collective operation timeout"
-    r"|failed to (recv|send)|wait timeout|Rank \d+ failed to (pass|reach)"
+    r"|failed to (recv|send)|timeout caused pair closure|wait timeout|Rank \d+ failed to (pass|reach)"
 )
 
 

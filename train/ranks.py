@@ -1,6 +1,7 @@
 """Where a process stands among the processes of its run: rank, host, the run's id, and what all of them agree on."""
 
 import contextlib
+import functools
 import os
 import platform
 import secrets
@@ -136,7 +137,9 @@ def join(strategy: Any) -> None:
     )
 
 
+@functools.cache
 def _launcher_store() -> Any:
+    """Return the store that torchrun serves, or else rank 0 does: for as long as the process lives."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -55,7 +55,10 @@ def _requeued(job: str, saved: str) -> StoppedError:
     if not ranks.is_rank_zero():
         return StoppedError("requeued")
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        # In a session of its own: srun ends our process group as soon as another rank has exited.
+        subprocess.run(
+            ["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60, start_new_session=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or error
         return StoppedError(
