@@ -155,7 +155,9 @@ class Checkpoints(Checkpoint):
         return best if self.best_score is not None and best.exists() else newest_whole(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and listen for signals."""
+        """Start the clock, and listen for signals; from here on the run is not complete."""
+        if trainer.is_global_zero:
+            (self.folder.parent / "result.json").unlink(missing_ok=True)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         stopping.listen()
 
@@ -207,7 +209,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, path: Path) -> None:
         start = time.perf_counter()
         trainer.save_checkpoint(path)
-        if self.mirror is not None:
+        if self.mirror is not None and path.is_file():  # shards are not mirrored
             self.mirror.offer(path)
         self.seconds_saving += time.perf_counter() - start
 

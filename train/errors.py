@@ -185,8 +185,9 @@ def _explained(error: BaseException) -> UserError | None:
         return error
     if "torchvision::nms" in str(error):
         return _mismatched_torchvision(error)
-    if type(error).__name__ == "MisconfigurationException":  # Lightning: an option that does not go with the others
-        failure = ConfigError(f"trainer: {error}")
+    cause = _called(error)
+    if type(cause).__name__ == "MisconfigurationException":  # Lightning: an option that does not go with the others
+        failure = ConfigError(f"trainer: {cause}")
         failure.__cause__ = error
         return failure
     return None

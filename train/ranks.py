@@ -19,7 +19,8 @@ _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 def rank() -> int:
     """Return this process's rank, as its launcher says: known before there is a process group, and without torch."""
-    return int(next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0"))
+    names = _RANKS if is_under_srun() else [name for name in _RANKS if name != "SLURM_PROCID"]
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), "0"))
 
 
 def is_rank_zero() -> bool:
@@ -38,8 +39,13 @@ def is_under_torchrun() -> bool:
 
 
 def is_under_srun() -> bool:
-    """Tell whether this process is one task of a SLURM step; a shell in an interactive job is none."""
-    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID", "batch").isdigit()
+    """Tell whether this process is one task of a SLURM step; what a shell in an interactive job starts is none."""
+    is_task = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID", "batch").isdigit()
+    return is_task and not _is_interactive()
+
+
+def _is_interactive() -> bool:
+    return os.environ.get("SLURM_JOB_NAME") in {"bash", "sh", "zsh", "interactive"}  # srun --pty bash, salloc
 
 
 def processes() -> dict[str, int]:
@@ -82,18 +88,20 @@ def run_id_for_all_ranks(run_id: str | int | None) -> Iterator[str]:
 
 def _slurm_id() -> str | None:
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
-    own = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
-    return None if own is None else f"{own}{_multirun_suffix()}"
+    if job is None or _is_interactive():  # whose runs are many
+        return None
+    own, number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job, multirun_number()
+    return own if number is None else f"{own}-{number}"
 
 
-def _multirun_suffix() -> str:
-    """Return "-3" for job 3 of a `--multirun`, whose jobs share what a scheduler gave."""
+def multirun_number() -> int | None:
+    """Return the number of this job of a `--multirun`; None outside one."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"-{HydraConfig.get().job.num}"
-    return ""
+        return int(HydraConfig.get().job.num)
+    return None
 
 
 def _torchrun_id() -> str | None:
@@ -176,6 +184,7 @@ def _agreed_prefix(store: Any) -> str:
     return prefix
 
 
+timeout: timedelta | None = None  # of the groups beside Lightning's; the strategy's
 _control: Any = None
 
 
@@ -202,5 +211,5 @@ def control_group() -> Any:
     if dist.get_backend() == "gloo":
         return dist.group.WORLD
     if _control is None:
-        _control = dist.new_group(backend="gloo")
+        _control = dist.new_group(backend="gloo", timeout=timeout)
     return _control

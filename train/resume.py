@@ -15,6 +15,7 @@ from train import checkpoint, ranks, screen
 from train.errors import ConfigError
 from train.folder import RunFolder
 from train.mirror import Mirror
+from train.strategies import FullySharded
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ def find_checkpoint(
         found = trainer.strategy.broadcast(found)
     if found is not None:
         check_same_experiment(cfg, place)
+        if found.is_dir() != isinstance(trainer.strategy, FullySharded):
+            ours = "with trainer=fsdp" if found.is_dir() else "with the trainer that wrote it, not fsdp"
+            raise ConfigError(f"{found}: go on {ours}, on any number of ranks, or give another run_id")
         log.info("going on from %s", found)
         if ranks.is_rank_zero():
             screen.console.print(f"going on from {found.name}")

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -141,25 +140,42 @@ def make_trainer(
         callbacks.append(
             EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience, strict=False, check_finite=False)
         )
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if ranks.is_under_srun() and not ranks.is_under_torchrun():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # signals are train.stopping's
     trainer = instantiate(
-        {**cfg.trainer, **ranks.processes()},
+        {**cfg.trainer, **launched(cfg)},
         callbacks=[*callbacks, checkpoints],
         logger=TensorBoardLogger(place.path, name="", version="", default_hp_metric=False),
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=str(place.path),
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,  # epochs' metrics only go through Lightning; steps' are Telemetry's
     )
+    strategies.calm(trainer)
+    if trainer.world_size > 1 and ranks.multirun_number() is not None:
+        raise errors.ConfigError(
+            f"--multirun: each job would start {trainer.world_size} processes, and each of those the whole --multirun; "
+            "start the jobs one by one, or with trainer.devices=1"
+        )
     return trainer, Parts(telemetry, checkpoints)
+
+
+def launched(cfg: DictConfig) -> dict[str, int]:
+    """Return the trainer's devices and nodes as torchrun or srun has started them.
+
+    Raises:
+        ConfigError: `trainer.devices` asks for another number.
+    """
+    found, asked = ranks.processes(), cfg.trainer.devices
+    if found and isinstance(asked, int) and asked != found["devices"]:
+        raise errors.ConfigError(
+            f"trainer.devices is {asked}, but {found['devices']} process(es) were started on each node: leave it out "
+            "(trainer=ddp does), or have torchrun or srun start that many"
+        )
+    return found
 
 
 def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer: Trainer) -> None:
     """Write what is known before training, and show the choices."""
-    (place.path / "result.json").unlink(missing_ok=True)
     place.point_latest()
     place.write_config(cfg)
     place.write_json("provenance.json", folder.provenance(seed=cfg.seed, fingerprint=datamodule.fingerprint))

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_saver
 
+from train import ranks
 from train.errors import StorageError
 
 META = "meta.pt"  # what is no tensor of the model or the optimizer; Lightning knows a sharded checkpoint by it
@@ -39,7 +40,7 @@ class ShardedWriter:
         """
         self.wait()
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=ranks.timeout)
         aside = path.with_name(f".{path.name}.tmp")
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -47,7 +48,7 @@ class ShardedWriter:
         dist.barrier(group=self._group)
         written = state_dict_saver.async_save(state, checkpoint_id=aside, process_group=self._group)
         self._path = path
-        self._thread = threading.Thread(target=self._name, args=(written, aside, rest), name="checkpoint")
+        self._thread = threading.Thread(target=self._name, args=(written, aside, rest), name="checkpoint", daemon=True)
         self._thread.start()
 
     def _name(self, written: Any, aside: Path, rest: dict[str, Any]) -> None:

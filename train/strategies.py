@@ -1,19 +1,31 @@
 """How ranks share the work: DDP and FSDP2 as configs/trainer spells them."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.fsdp import FSDPModule
 
+from train import ranks
+from train.errors import PeerLostError
 from train.sharded import ShardedWriter
+
+PATIENCE_SECONDS = 30.0
 
 
 class DataParallel(DDPStrategy):
@@ -99,3 +111,40 @@ def gather(model: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
+
+
+def calm(trainer: Trainer) -> None:
+    """Take two things from Lightning that end a run badly: its signal handlers and its observer of child processes.
+
+    The handlers talk to other ranks inside a signal handler, which hangs; signals are `train.stopping`'s. The observer
+    kills rank 0 within seconds of a child's end, before it has said why or saved what it has.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        trainer.strategy._launcher = PatientLauncher(
+            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        )
+    ranks.timeout = getattr(trainer.strategy, "_timeout", None)
+
+
+class PatientLauncher(_SubprocessScriptLauncher):
+    """Starts the other ranks; when one has failed, rank 0 has `PATIENCE_SECONDS` to end by itself."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        """Start the processes, unless they run already, and call `function`."""
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            threading.Thread(target=self._observe, name="child processes", daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _observe(self) -> None:
+        while not any(process.poll() for process in self.procs):
+            if all(process.poll() == 0 for process in self.procs):
+                return
+            time.sleep(1.0)
+        time.sleep(PATIENCE_SECONDS)
+        self.kill(signal.SIGKILL)
+        print(f"{ranks.name()} ends: another process of the run failed, see above", file=sys.stderr, flush=True)
+        os._exit(PeerLostError.exit_code)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 
 def _with_target(value: object) -> object:
@@ -22,7 +22,7 @@ class CheckpointSettings(TypedDict):
     every_seconds: Annotated[float, Gt(0)]
     every_n_steps: Annotated[int, Gt(0)] | None
     keep: Annotated[int, Ge(1)]
-    mirror: str | None
+    mirror: Annotated[str, Field(pattern=r"^s3://.+")] | None
 
 
 class TrainSettings(TypedDict):
