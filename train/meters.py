@@ -77,9 +77,14 @@ class Meters:
     def after_call(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the count of the first call."""
         if self._counter is not None:
-            self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             rows = _now(trainer, pl_module).rows - self._first_row
             self.flops_per_row = self._counter.get_total_flops() / max(1.0, rows)
+            self.stop_counting()
+
+    def stop_counting(self) -> None:
+        """Leave the first call, also where it failed: the counter hooks into every operation of the process."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._counter = None
 
     def read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

@@ -54,6 +54,10 @@ class Telemetry(Callback):
         if trainer.global_step - self.first_pending >= LOOK_EVERY_N_STEPS:
             self._look(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind in the process."""
+        self.meters.stop_counting()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the rest before weights are scored whose loss may not be finite."""
         self._look(trainer, pl_module)

@@ -266,8 +266,10 @@ def test_loaders(path):
     module = ready("fraud_table", path=path, **TABLE, batch_size=100, batches_per_call=3)
     (first, second) = list(module.train_dataloader())
     assert [len(batch["target"]) for batch in [*first, *second]] == [100, 100, 100, 20]
-    assert set(first[0]) == {"numeric", "categorical", "timestamp", "target", "weight"}
+    assert set(first[0]) == {"numeric", "categorical", "timestamp", "target", "weight", "global_rows"}
+    assert [batch["global_rows"] for batch in [*first, *second]] == [100, 100, 100, 20]
     (batch,) = list(module.test_dataloader())
+    assert batch.pop("global_rows") == len(module.tensors["test"]["target"])
     equal(batch, module.tensors["test"])
 
 

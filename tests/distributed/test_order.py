@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 RECORDED = Path(__file__).with_name("recorded.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 NETWORKS = {
@@ -68,16 +70,13 @@ def assert_ranks_equal(records: list[dict]) -> None:
             assert torch.equal(value, records[0]["weights"][name]), name
 
 
-@pytest.mark.parametrize(
-    "network", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in list(NETWORKS)[1:])]
-)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_two_processes_are_one_of_twice_the_batch(runs: Runs, network: str) -> None:
     one, two = (runs(f"{network}{count}", count, *NETWORKS[network]) for count in (1, 2))
     assert_alike(one, two)
     assert_ranks_equal(two)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("network", "recompute"), [("mlp", "false"), ("tabm", "false"), ("ft_transformer", "true")])
 def test_sharded_ranks_train_as_ranks_with_copies_do(runs: Runs, network: str, recompute: str) -> None:
     copies = runs(f"{network}2", 2, *NETWORKS[network])
@@ -89,7 +88,6 @@ def test_sharded_ranks_train_as_ranks_with_copies_do(runs: Runs, network: str, r
     assert_ranks_equal(sharded)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [64, 639])  # 639: the last mini-batch has two rows for three ranks
 def test_one_two_and_three_ranks_measure_alike_where_nothing_divides(runs: Runs, batch_size: int) -> None:
     names = {count: f"mlp{count}of{batch_size}" for count in (1, 2, 3)}
@@ -102,7 +100,6 @@ def test_one_two_and_three_ranks_measure_alike_where_nothing_divides(runs: Runs,
         assert runs.metrics(name) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_in_the_same_order(runs: Runs) -> None:
     overrides = [*NETWORKS["mlp"], "model.schedule=constant", "model.warmup_share=0"]
     expected = runs("whole", 1, *overrides)[0]["losses"]
