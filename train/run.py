@@ -69,6 +69,9 @@ def run(cfg: DictConfig) -> Result:
         ConfigError: the run folder has checkpoints of another experiment.
         DataError: the data cannot be read or breaks a rule.
         DivergedError: the loss is not finite.
+        PeerLostError: another process of the run failed, was lost or hung.
+        PreflightError: a check of the machines failed.
+        StoppedError: a signal asked it to stop, and it has saved.
         StorageError: a checkpoint or the result cannot be written.
     """
     started = time.perf_counter()

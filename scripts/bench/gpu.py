@@ -28,17 +28,6 @@ import pyarrow as pa
 import pyarrow.parquet
 
 LIMIT = 0.97
-PEAK_TFLOPS = {  # dense bf16, by a part of the name that the driver gives
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A10": 125.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
-}
 COLUMNS = ("numeric", "categorical", "timestamp", "target")
 MODEL = ["model=ft_transformer", "model.width=256", "model.num_heads=8", "model.num_blocks=4", "model.compile=true"]
 
@@ -104,9 +93,12 @@ def finish(answer: Path, device: str, **figures: float | str) -> None:
     """Write the figures and end here: what a run does after training is not what is timed."""
     import torch
 
+    from train.meters import peak_flops
+
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    answer.write_text(json.dumps({**figures, "memory": memory, "card": card}))
+    peak = peak_flops(torch.device(device))
+    answer.write_text(json.dumps({**figures, "memory": memory, "card": card, "peak": peak}))
     os._exit(0)
 
 
@@ -202,14 +194,12 @@ def measure(side: str, folder: Path, options: argparse.Namespace) -> dict[str, A
 def show(found: list[tuple[dict[str, Any], dict[str, Any]]], peak_tflops: float | None) -> float:
     """Print the figures of both sides; return the ratio."""
     card, flops = found[0][1]["card"], found[0][1]["flops"]
-    peak = peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if name in card), None)
-    print(
-        f"{card}, {flops / 1e6:.2f} MFLOP per row, peak " + (f"{peak:g} TFLOP/s" if peak else "unknown: --peak-tflops")
-    )
+    peak = peak_tflops or found[0][1]["peak"] / 1e12
+    print(f"{card}, {flops / 1e6:.2f} MFLOP per row, peak {peak:.3g} TFLOP/s")
     for number, side in enumerate(("ours", "plain")):
         speed, memory = (statistics.median(pair[number][key] for pair in found) for key in ("speed", "memory"))
-        mfu = f"{speed * flops / peak / 1e12:6.1%}" if peak else "     -"
-        print(f"{side:5} {speed:12,.0f} rows/s   MFU {mfu}   memory {memory:6.2f} GiB")
+        mfu = speed * flops / peak / 1e12
+        print(f"{side:5} {speed:12,.0f} rows/s   MFU {mfu:6.1%}   memory {memory:6.2f} GiB")
     print(f"ours waits for data {statistics.median(pair[0]['waiting'] for pair in found):.2%} of the time")
     ratios = [mine["speed"] / theirs["speed"] for mine, theirs in found]
     middle = statistics.median(ratios)
@@ -225,7 +215,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--epochs", type=int, default=4, help="the first is not timed")
-    parser.add_argument("--peak-tflops", type=float, help="of the card in bf16, where it is not known here")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the card in bf16; train.meters has the data sheets' or measures"
+    )
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for one measurement")
     for name in ("side", "folder"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)  # of the process of one measurement
