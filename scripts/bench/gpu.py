@@ -215,9 +215,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--epochs", type=int, default=4, help="the first is not timed")
-    parser.add_argument(
-        "--peak-tflops", type=float, help="of the card in bf16, if not the data sheet's"
-    )
+    parser.add_argument("--peak-tflops", type=float, help="of the card in bf16, if not the data sheet's")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for one measurement")
     for name in ("side", "folder"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)  # of the process of one measurement
