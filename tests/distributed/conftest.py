@@ -51,15 +51,25 @@ def wait(for_what: str, happened: Callable[[], object], seconds: float) -> Any:
     return found
 
 
+def _free_ports(count: int) -> int:
+    """The first of so many consecutive free ports, below those that connections are given."""
+    for first in range(20_000, 30_000, count):
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise RuntimeError("no free ports")
+
+
 class Slurm:
     """A SLURM of two nodes, n1 and n2, each with one CPU."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        self._script("slurm_up.sh", "2", SLURM_PORT=port)
+        self._script("slurm_up.sh", "2", SLURM_PORT=str(_free_ports(3)))
         # As after activating the environment in which the tests run.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
