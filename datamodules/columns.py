@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from sklearn.utils import murmurhash3_32
 
 Kind = Literal["numeric", "boolean", "categorical", "timestamp"]
 Column: TypeAlias = Any  # pa.Array or pa.ChunkedArray, which ship no type information
@@ -148,11 +149,12 @@ def texts(column: Column) -> Column:
 def codes(column: Column, categories: list[str], hash_buckets: int) -> tuple[NDArray[np.int64], int]:
     """Category codes from 1 (0: unknown or missing), and how many values are no category that is known.
 
-    With hash_buckets, a code is 1 + a stable hash of the text modulo that number, and none is unknown.
+    With hash_buckets, a code is 1 + MurmurHash3 of the text modulo that number, and none is unknown.
     """
     indices, distinct = factorized(texts(column))
     if hash_buckets:
-        of_distinct = [1 + stable_hash(text) % hash_buckets for text in distinct]
+        # Not stable_hash: ONNX Runtime has this one, so that an exported graph takes the texts themselves.
+        of_distinct = [1 + murmurhash3_32(text, seed=0, positive=True) % hash_buckets for text in distinct]
     else:
         known = {text: code for code, text in enumerate(categories, start=1)}
         of_distinct = [known.get(text, 0) for text in distinct]

@@ -110,6 +110,32 @@ def encode(
     return {"numeric": numeric, "categorical": categorical, "timestamp": timestamp}
 
 
+def raw(table: pa.Table | pa.RecordBatch, schema: Schema) -> dict[str, NDArray[Any]]:
+    """What an exported graph takes of any rows; a kind without columns is left out.
+
+    numeric float32 [N, F], NaN where missing; categorical texts [N, C], "" where missing; timestamp int64 [N, T].
+    """
+    arrays = {name: values for name, values in encode(table, schema).items() if values.shape[1]}
+    if "categorical" in arrays:
+        names = [column["name"] for column in schema["columns"] if column["kind"] == "categorical"]
+        columns = [texts(table.column(name)).fill_null("").to_numpy(zero_copy_only=False) for name in names]
+        arrays["categorical"] = np.stack([column.astype(object) for column in columns], axis=1)
+    return arrays
+
+
+def encode_raw(arrays: Mapping[str, NDArray[Any]], schema: Schema) -> dict[str, NDArray[Any]]:
+    """Model inputs, as `encode` makes them, of what `raw` returns."""
+    num_rows = len(next(iter(arrays.values())))
+    empty = {"numeric": np.float32, "categorical": np.int64, "timestamp": np.int64}
+    encoded = {name: np.empty((num_rows, 0), dtype) for name, dtype in empty.items()} | dict(arrays)
+    if "categorical" in arrays:
+        columns = [column for column in schema["columns"] if column["kind"] == "categorical"]
+        pairs = zip(arrays["categorical"].T, columns, strict=True)
+        found = [codes(pa.array(values, pa.large_string()), c["categories"], c["hash_buckets"]) for values, c in pairs]
+        encoded["categorical"] = np.stack([of_column for of_column, _ in found], axis=1)
+    return encoded
+
+
 def check(table_schema: pa.Schema, schema: Schema, also: Mapping[str, Kind] | None = None) -> None:
     """Raise ValueError naming every model input (and column of `also`) that a table lacks or holds as another type."""
     wanted = {column["name"]: column["kind"] for column in schema["columns"]} | dict(also or {})

@@ -44,11 +44,17 @@ class Calibration(nn.Module):
         if self.method == "none":
             return probability
         if self.method == "isotonic":
-            right = torch.searchsorted(self.table_x, probability.contiguous()).clamp(1, TABLE_SIZE - 1)
+            right = self._place(probability).clamp(1, TABLE_SIZE - 1)
             x0, x1 = self.table_x[right - 1], self.table_x[right]
             y0, y1 = self.table_y[right - 1], self.table_y[right]
             return y0 + (y1 - y0) * ((probability - x0) / (x1 - x0).clamp_min(1e-12)).clamp(0, 1)
         return torch.sigmoid(self.slope * logit(probability) + self.offset)
+
+    def _place(self, probability: Tensor) -> Tensor:
+        """Where each probability belongs in the table; ONNX has no searchsorted."""
+        if torch.compiler.is_exporting():
+            return (self.table_x < probability.unsqueeze(-1)).sum(dim=-1)
+        return torch.searchsorted(self.table_x, probability.contiguous())
 
     def fit(self, probability: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
         """Fit to raw probabilities [rows], targets of 0 and 1 and weights; the identity if one class is absent."""

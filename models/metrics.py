@@ -1,7 +1,7 @@
 """Metrics of a binary detector, weighted, in numpy. Ties in the score count as one threshold, as in scikit-learn."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class Scored:
         """Join scores with the other columns of their rows, of any float type."""
         floats = {name: columns[name].astype(np.float64) for name in ("target", "weight", "amount")}
         return cls(score.astype(np.float64), **floats, day=columns["day"], customer=columns["customer"])
+
+    def take(self, chosen: NDArray[Any]) -> "Scored":
+        """Return some of the rows, by places or by a mask."""
+        return Scored(**{column.name: getattr(self, column.name)[chosen] for column in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,11 @@ class NumericEncoding(nn.Module):
         scaled = (torch.sign(scaled) * torch.log1p(scaled.abs())).clamp(-SCALED_LIMIT, SCALED_LIMIT)
         parts = [scaled]
         if len(self.with_missing):
-            parts.append(is_missing[:, self.with_missing].to(scaled.dtype))
+            parts.append(is_missing.index_select(1, self.with_missing).to(scaled.dtype))
         if len(self.bin_column):
-            parts.append(((filled[:, self.bin_column] - self.bin_left) * self.bin_per_width).clamp(0.0, 1.0))
+            parts.append(
+                ((filled.index_select(1, self.bin_column) - self.bin_left) * self.bin_per_width).clamp(0.0, 1.0)
+            )
         return torch.cat(parts, dim=1)
 
 
@@ -77,10 +79,12 @@ class TimestampEncoding(nn.Module):
         is_missing = timestamp == MISSING_TIME
         seconds = torch.where(is_missing, 0, timestamp)
         second_of_day = torch.remainder(seconds, DAY)
-        weekday = torch.remainder(torch.div(seconds - second_of_day, DAY, rounding_mode="trunc") + EPOCH_WEEKDAY, 7)
+        second_of_week = torch.remainder(seconds + EPOCH_WEEKDAY * DAY, 7 * DAY)
         angle = second_of_day.to(torch.float32) * (2.0 * torch.pi / DAY)
         is_night = second_of_day < (NIGHT_ENDS_HOUR + 1) * HOUR
-        is_day = weekday.unsqueeze(2) == torch.arange(7, device=timestamp.device)
+        # No division: ONNX divides whole numbers in float32, which is wrong by days.
+        since = second_of_week.unsqueeze(2) - torch.arange(7, device=timestamp.device) * DAY
+        is_day = (since >= 0) & (since < DAY)
         parts = [torch.stack([angle.sin(), angle.cos(), is_night.to(angle.dtype)], dim=2), is_day.to(angle.dtype)]
         known = torch.cat(parts, dim=2) * (~is_missing).unsqueeze(2)
         return torch.cat([known, is_missing.unsqueeze(2).to(angle.dtype)], dim=2).flatten(1)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from models.dropout import RowDropout
 from models.preprocessing import CategoryEmbedding, CategoryFeatures, StaticEncoding, columns_by_kind
+from models.pruning import Slice, Units
 
 # Shapes: B rows, F numeric columns, C categorical columns, T timestamp columns, S static features, K members, W width.
 
@@ -28,6 +29,10 @@ class TableNetwork(nn.Module):
 
     def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, K] of static features [B, S] and category codes [B, C]."""
+        raise NotImplementedError
+
+    def units(self) -> list[Units]:
+        """What structured pruning may take out."""
         raise NotImplementedError
 
     def forward(self, numeric: Tensor, categorical: Tensor, timestamp: Tensor) -> Tensor:
@@ -77,6 +82,18 @@ class TabM(TableNetwork):
         logits: Tensor = self.head(hidden)  # [K, B, 1]
         return logits.squeeze(2).T
 
+    def units(self) -> list[Units]:
+        """The shared embedding's units and each layer's."""
+        names = [*(f"blocks.{index}" for index in range(len(self.blocks))), "head"]
+        used = [(Slice(f"{name}.weight", 0), Slice(f"{name}.input_scale", 1)) for name in names]
+        embedding = (Slice("embedding.weight", 0), Slice("embedding.bias", 0))
+        made = [tuple(Slice(f"{name}.{part}", 1) for part in ("weight", "output_scale", "bias")) for name in names[:-1]]
+        width = self.head.weight.shape[0]
+        return [
+            Units("embedding_size", self.embedding.out_features, (*embedding, *used[0])),
+            *(Units("width", width, (*own, *following)) for own, following in zip(made, used[1:], strict=True)),
+        ]
+
 
 class MemberLinear(nn.Module):
     """A linear layer [K, B, inputs] to [K, B, outputs]: one matrix for all members, scales and bias of each one's own.
@@ -95,6 +112,9 @@ class MemberLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Apply to [K, B, inputs]."""
+        if torch.compiler.is_exporting():  # one matrix in the file instead of K, and one that int8 can hold
+            product = (hidden * self.input_scale.unsqueeze(1)) @ self.weight
+            return product * self.output_scale.unsqueeze(1) + self.bias.unsqueeze(1)
         weight = self.weight * self.input_scale.unsqueeze(2) * self.output_scale.unsqueeze(1)
         return torch.baddbmm(self.bias.unsqueeze(1), hidden, weight)
 
@@ -122,19 +142,37 @@ class MLP(TableNetwork):
         logits: Tensor = self.head(hidden)
         return logits
 
+    def units(self) -> list[Units]:
+        """Each layer's."""
+        names = [*(f"blocks.{index}" for index in range(len(self.blocks))), "head"]
+        made = [(Slice(f"{name}.weight", 0), Slice(f"{name}.bias", 0)) for name in names[:-1]]
+        used = [Slice(f"{name}.weight", 1) for name in names[1:]]
+        return [Units("width", self.head.in_features, (*own, next_)) for own, next_ in zip(made, used, strict=True)]
+
 
 class FTTransformer(TableNetwork):
     """A transformer over one token per column and a class token (https://arxiv.org/abs/2106.11959): logits [B, 1]."""
 
     def __init__(
-        self, schema: Mapping[str, Any], *, width: int, num_blocks: int, num_heads: int, dropout: float
+        self,
+        schema: Mapping[str, Any],
+        *,
+        width: int,
+        num_blocks: int,
+        num_heads: int,
+        dropout: float,
+        head_size: int | None = None,
+        feed_size: int | None = None,
     ) -> None:
         super().__init__(schema)
         check_positive(width=width, num_blocks=num_blocks, num_heads=num_heads)
-        if width % num_heads:
+        if head_size is None and width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}: change either")
         self.tokens = ColumnTokens(schema, self.encoding, width=width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, num_heads, dropout) for _ in range(num_blocks))
+        sizes = {"head_size": head_size or width // num_heads, "feed_size": feed_size or 2 * width}
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, num_heads, dropout=dropout, **sizes) for _ in range(num_blocks)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1)
         nn.init.constant_(self.head.bias, prior_logit(schema))
@@ -146,6 +184,10 @@ class FTTransformer(TableNetwork):
             hidden = block(hidden)
         logits: Tensor = self.head(functional.relu(self.norm(hidden[:, 0])))
         return logits
+
+    def units(self) -> list[Units]:
+        """Attention heads and feed-forward units of each block."""
+        return [units for index, block in enumerate(self.blocks) for units in block.units(f"blocks.{index}")]  # type: ignore[operator]
 
 
 class ColumnTokens(nn.Module):
@@ -185,19 +227,20 @@ class ColumnwiseLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, D] to [B, columns, W]."""
-        padded = functional.pad(features, (0, 1))[:, self.index]  # [B, columns, longest]
+        padded = functional.pad(features, (0, 1)).index_select(1, self.index.flatten())
+        padded = padded.view(-1, *self.index.shape)  # [B, columns, longest]
         return torch.einsum("bcl,clw->bcw", padded, self.weight) + self.bias
 
 
 class TransformerBlock(nn.Module):
     """Pre-norm attention and ReGLU feed-forward, as in FT-Transformer."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, *, head_size: int, feed_size: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, RowDropout(dropout)
+        self.num_heads, self.head_size, self.dropout = num_heads, head_size, RowDropout(dropout)
         self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed_in, self.feed_out = nn.Linear(width, 4 * width), nn.Linear(2 * width, width)
+        self.qkv, self.out = nn.Linear(width, 3 * num_heads * head_size), nn.Linear(num_heads * head_size, width)
+        self.feed_in, self.feed_out = nn.Linear(width, 2 * feed_size), nn.Linear(feed_size, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform [B, tokens, W]."""
@@ -209,6 +252,16 @@ class TransformerBlock(nn.Module):
         feed = self.feed_out(functional.relu(gate) * feed)
         output: Tensor = hidden + self.dropout(feed)
         return output
+
+    def units(self, name: str) -> list[Units]:
+        """Heads and feed-forward units of the block of this name."""
+        heads = tuple(Slice(f"{name}.qkv.{part}", 0, outer=3, inner=self.head_size) for part in ("weight", "bias"))
+        gated = tuple(Slice(f"{name}.feed_in.{part}", 0, outer=2) for part in ("weight", "bias"))
+        mixed = Slice(f"{name}.out.weight", 1, inner=self.head_size)
+        return [
+            Units("num_heads", self.num_heads, (*heads, mixed), also={"head_size": self.head_size}),
+            Units("feed_size", self.feed_out.in_features, (*gated, Slice(f"{name}.feed_out.weight", 1))),
+        ]
 
 
 def prior_logit(schema: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from train import ranks, sharded, stopping
-from train.errors import StorageError
+from train.errors import ConfigError, StorageError
 from train.strategies import FullySharded
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,23 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Give a model the weights of a checkpoint.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is of another model.
+        StorageError: it is torn.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights: there is no checkpoint {str(path)!r}")
+    if not is_whole(path):
+        raise StorageError(f"weights: the checkpoint {path} is not whole")
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    except RuntimeError as error:
+        raise ConfigError(f"weights: {path} is of another model: {error}") from error
 
 
 def newest_whole(folder: Path) -> Path | None:

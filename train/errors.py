@@ -11,6 +11,7 @@ The exit codes of every verb:
     6    a checkpoint or result cannot be written or read
     7    a check of the machines failed before training
     8    another process of the run failed, was lost or hung
+    9    a bundle, key or signature cannot be trusted
     75   stopped by a signal after saving; the same command goes on
     130  interrupted
 
@@ -80,6 +81,12 @@ class PeerLostError(UserError):
     """Another process of the run failed, was lost or hung."""
 
     exit_code = 8
+
+
+class TrustError(UserError):
+    """A bundle, key or signature cannot be trusted."""
+
+    exit_code = 9
 
 
 class StoppedError(UserError):

@@ -19,7 +19,7 @@ from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from train import errors, failures, folder, ranks, resume, screen, strategies
+from train import checkpoint, errors, failures, folder, ranks, resume, screen, strategies
 from train.checkpoint import AtomicCheckpointIO, Checkpoints
 from train.mirror import Mirror
 from train.preflight import Preflight
@@ -62,8 +62,12 @@ class Result:
     baselines: dict[str, Metrics]
 
 
-def run(cfg: DictConfig) -> Result:
+def run(cfg: DictConfig, *, testing: bool = True) -> Result:
     """Train and test the experiment that `cfg` describes, in a run folder of its own.
+
+    Args:
+        cfg: a checked config.
+        testing: whether the test rows are looked at; not by a run whose result others are chosen by.
 
     Raises:
         ConfigError: the run folder has checkpoints of another experiment.
@@ -88,6 +92,8 @@ def run(cfg: DictConfig) -> Result:
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
             datamodule = make_data(cfg)
             model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+            if cfg.weights is not None:
+                checkpoint.load_weights(model, Path(cfg.weights))
             trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror)
             newest = resume.find_checkpoint(cfg, place, mirror, trainer, model)
             if trainer.is_global_zero:
@@ -98,7 +104,7 @@ def run(cfg: DictConfig) -> Result:
             trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
             fitted = time.perf_counter()
             best = parts.checkpoints.best_path
-            metrics = test(trainer, model, datamodule, best)
+            metrics = test(trainer, model, datamodule, best, testing=testing)
             strategies.gather(model)
             if not trainer.is_global_zero:
                 return Result(place.path, metrics, {})
@@ -195,10 +201,11 @@ def introduce(cfg: DictConfig, place: folder.RunFolder, datamodule: Any, trainer
         log.info("%s: %s", key, value)
 
 
-def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None) -> Metrics:
+def test(trainer: Trainer, model: Any, datamodule: Any, best: Path | None, *, testing: bool) -> Metrics:
     """Validate and test the best checkpoint; return the metrics of both splits, as far as they have rows."""
     metrics: Metrics = {}
-    verbs = (trainer.validate, datamodule.val_dataloader()), (trainer.test, datamodule.test_dataloader())
+    verbs = [(trainer.validate, datamodule.val_dataloader())]
+    verbs += [(trainer.test, datamodule.test_dataloader())] if testing else []
     for evaluate in (verb for verb, loader in verbs if loader):
         evaluate(model, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         metrics.update({name: float(value) for name, value in trainer.callback_metrics.items()})

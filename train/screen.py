@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.5
 MOST_COLUMNS = 5
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep what is printed here from the screen."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 class Bar(Callback):

@@ -20,7 +20,17 @@ from datamodules.fraud.leakage import num_shared, telling_columns
 from datamodules.fraud.rows import Names, Rows, as_tensors, moments, to_tensors, with_target
 from datamodules.fraud.splits import How, split_by_dates, split_rows
 from datamodules.loading import TensorLoader
-from datamodules.schema import Schema, check, describe_target, encode, encode_target, infer, require_columns
+from datamodules.schema import (
+    Schema,
+    check,
+    describe_target,
+    encode,
+    encode_raw,
+    encode_target,
+    infer,
+    raw,
+    require_columns,
+)
 from datamodules.sources import fingerprint, iter_batches, read_table
 
 log = logging.getLogger(__name__)
@@ -120,17 +130,22 @@ class FraudDataModule(LightningDataModule):
         """Read, split and encode; a second call does nothing."""
         if self.tensors:
             return
-        table, names = self.read(), self.raw["names"]
-        require_columns(table.schema, [name for name in (*names.values(), *self.left_out) if name])
-        self.fingerprint = fingerprint(table)
-        target = describe_target(table[names["target"]], str(names["target"]), self.positive)
-        rows = with_target(self.arrange(table, self.raw, target, self.notes), str(names["target"]), self.notes)
-        labels = encode_target(rows.given[names["target"]], target)
-        parts = self._split(rows, labels)
+        rows, parts, target = self._rows()
         self.schema = self._schema(rows.take(parts["train"]).inputs, target)
         for split, chosen in parts.items():
             self.tensors[split] = to_tensors(rows.take(chosen), self.schema, self.unseen)
         self._describe()
+
+    def raw_inputs(self, split: str, num_rows: int) -> dict[str, NDArray[Any]]:
+        """What an exported graph takes of the first rows of a split, after `setup`; the table is read again."""
+        notes = list(self.notes)
+        rows, parts, _ = self._rows()
+        self.notes = notes
+        return raw(rows.take(parts[split][:num_rows]).inputs, self.schema)
+
+    def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """The model's inputs of what an exported graph takes."""
+        return as_tensors(encode_raw(arrays, self.schema))
 
     def load_other(self, uri: str, schema: Schema) -> dict[str, Tensor]:
         """All labelled rows of another table in time order, by a finished run's schema; keys as in `tensors[split]`."""
@@ -184,6 +199,15 @@ class FraudDataModule(LightningDataModule):
     def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def _rows(self) -> tuple[Rows, dict[str, NDArray[np.int64]], dict[str, Any]]:
+        """All labelled rows in order, the places of each split's, and what is known of the target."""
+        table, names = self.read(), self.raw["names"]
+        require_columns(table.schema, [name for name in (*names.values(), *self.left_out) if name])
+        self.fingerprint = fingerprint(table)
+        target = describe_target(table[names["target"]], str(names["target"]), self.positive)
+        rows = with_target(self.arrange(table, self.raw, target, self.notes), str(names["target"]), self.notes)
+        return rows, self._split(rows, encode_target(rows.given[names["target"]], target)), target
 
     def _split(self, rows: Rows, labels: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
         names, options = self.raw["names"], self.options

@@ -68,8 +68,18 @@ class FraudFTTransformer(FraudModule):
         num_blocks: Count,
         num_heads: Count,
         dropout: Dropout,
+        head_size: Count | None = None,
+        feed_size: Count | None = None,
         **training: Unpack[Training],
     ) -> None:
-        network = FTTransformer(schema, width=width, num_blocks=num_blocks, num_heads=num_heads, dropout=dropout)
+        network = FTTransformer(
+            schema,
+            width=width,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            dropout=dropout,
+            head_size=head_size,
+            feed_size=feed_size,
+        )
         super().__init__(schema, network, **training)
         self.save_hyperparameters()

@@ -3,7 +3,7 @@
 Shapes: B rows, F numeric and boolean columns, C categorical, T timestamps, K ensemble members.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -15,12 +15,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models import baselines, metrics, plots
+from models import baselines, metrics, plots, pruning
 from models.calibration import Calibration, Method
 from models.fraud import report
+from models.fraud.export import Detector, graph_of
+from models.graph import Graph
 from models.optim import Schedule, Steps, learning_rate, parameter_groups
 from models.sharding import shard
 from models.tabular import TableNetwork
@@ -28,6 +30,7 @@ from models.tabular import TableNetwork
 Schema = Mapping[str, Any]
 Share = Annotated[float, Ge(0), Le(1)]
 
+INPUTS = ("numeric", "categorical", "timestamp")
 PREDICT_ROWS = 8_192  # more at a time fill memory with activations and are no faster
 ENCODE_ROWS = 8_192  # more at a time leave the cache
 
@@ -97,7 +100,7 @@ class FraudModule(LightningModule):
             self.network.score = torch.compile(network.score)  # type: ignore[method-assign]
 
     @property
-    def scorer(self) -> nn.Module:
+    def scorer(self) -> TableNetwork:
         """The network that predicts: the averaged weights where there are such."""
         return self.network if self.average is None else self.average
 
@@ -128,10 +131,30 @@ class FraudModule(LightningModule):
         thresholds = {"cost": self.threshold_cost, "budget": self.threshold_budget}
         if decision not in thresholds:
             raise ValueError(f"decision must be one of {', '.join(thresholds)}; got {decision!r}")
-        inputs = (torch.split(batch[name], PREDICT_ROWS) for name in ("numeric", "categorical", "timestamp"))
+        inputs = (torch.split(batch[name], PREDICT_ROWS) for name in INPUTS)
         score = torch.cat([self(*part) for part in zip(*inputs, strict=True)])
         is_alert = score >= thresholds[decision]
         return {"score": score.cpu().numpy(), "decision": is_alert.to(torch.int8).cpu().numpy()}
+
+    def export_graphs(self) -> list[Graph]:
+        """Return what is exported: one graph, raw columns to calibrated probability and decisions."""
+        thresholds = torch.stack([self.threshold_cost, self.threshold_budget])
+        return [graph_of(Detector(self.scorer, self.calibration, thresholds), self.schema)]
+
+    def pruned(
+        self, ratio: float, *, how: pruning.Importance, batches: Iterable[Mapping[str, Tensor]]
+    ) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """Return the constructor's arguments and the state dict of a smaller model; `batches` are training rows."""
+        network = deepcopy(self.scorer).requires_grad_(True).eval()
+        values = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        if how == "taylor":
+            for batch in batches:
+                torch.autograd.backward(self._loss(network(**_inputs(batch)), batch))
+            values = {name: p.detach() * p.grad for name, p in network.named_parameters() if p.grad is not None}
+        options, smaller = pruning.prune(network.state_dict(), network.units(), values, ratio, how)
+        prefixes = ("network.",) if self.average is None else ("network.", "average.")
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(prefixes)}
+        return options, state | {prefix + name: value for prefix in prefixes for name, value in smaller.items()}
 
     # Training
 
@@ -146,8 +169,10 @@ class FraudModule(LightningModule):
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over rows and members of one mini-batch with its `encoded` features, a scalar."""
+        return self._loss(self.network.score(batch["encoded"], batch["categorical"]), batch)
+
+    def _loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         options = self.training_options
-        logits = self.network.score(batch["encoded"], batch["categorical"])
         target = batch["target"].unsqueeze(1).expand_as(logits)
         if options["loss"] == "logit_adjusted":
             logits = logits + self.prior_logit
@@ -221,18 +246,17 @@ class FraudModule(LightningModule):
 
     # Evaluation
 
-    def _evaluation_step(self, batch: dict[str, Tensor]) -> None:
-        raw = self.raw_probability(batch["numeric"], batch["categorical"], batch["timestamp"])
-        kept = {name: batch[name] for name in ("target", "weight", "amount", "day", "customer")}
-        self.outputs.append({"score": raw.float(), **kept})
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score one batch; metrics are made of the whole set at the end of the epoch."""
-        self._evaluation_step(batch)
+        """Score one batch, without calibration; metrics are made of the whole set at the end of the epoch."""
+        self._keep(batch, self.raw_probability(**_inputs(batch)))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score one batch; metrics are made of the whole set at the end of the epoch."""
-        self._evaluation_step(batch)
+        """Score one batch by `forward`; metrics are made of the whole set at the end of the epoch."""
+        self._keep(batch, self(**_inputs(batch)))
+
+    def _keep(self, batch: Mapping[str, Tensor], score: Tensor) -> None:
+        kept = {name: batch[name] for name in ("target", "weight", "amount", "day", "customer")}
+        self.outputs.append({"score": score.float(), **kept})
 
     def on_validation_epoch_end(self) -> None:
         """Fit calibration and thresholds, then log `val/...`."""
@@ -243,7 +267,7 @@ class FraudModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log `test/...` at the thresholds of validation; keep the scores for plots and intervals."""
-        self.scored = self._calibrated(self._gathered())
+        self.scored = self._gathered()
         self._log_metrics("test", self.scored)
 
     def fit_decisions(self, raw: metrics.Scored) -> None:
@@ -291,6 +315,23 @@ class FraudModule(LightningModule):
         """Return 95 % bootstrap intervals of the last test's ranking metrics."""
         return {} if self.scored is None else metrics.bootstrap_intervals(self.scored)
 
+    def metric_of(self, rows: metrics.Scored, name: str) -> float:
+        """Return one metric of calibrated scores; cheap where a bootstrap asks for it."""
+        if name in metrics.BOOTSTRAPPED:
+            return metrics.BOOTSTRAPPED[name](metrics.Ranked.of(rows.score, rows.target, rows.weight))
+        return self.metrics_of(rows)[name]
+
+    def card(self) -> dict[str, Any]:
+        """Return what a model card should say of this model and its last test."""
+        target = self.schema["target"]
+        return {
+            "predicts": f"the calibrated probability that {target['name']} is {target['positive']}, and whether it "
+            "reaches each threshold",
+            "thresholds": {"cost": float(self.threshold_cost), "budget": float(self.threshold_budget)},
+            "slices": {} if self.scored is None else report.slices(self, self.scored),
+            "limits": report.limits(self.schema),
+        }
+
     def figures(self, datamodule: Any) -> dict[str, Figure]:
         """Return plots of the last test, by file name."""
         if self.scored is None:
@@ -319,3 +360,7 @@ class FraudModule(LightningModule):
         if len(tensors["val"]["target"]):
             judge.fit_decisions(baselines.scored(baseline, tensors["val"]))
         return judge.metrics_of(judge._calibrated(baselines.scored(baseline, tensors["test"])))
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in INPUTS}

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models import metrics
@@ -84,3 +85,46 @@ def write_summaries(detector: Detector, rows: metrics.Scored, writer: Any, step:
         row = metrics.at_threshold(rows, threshold, detector.schema["cost"]["false_positive"])
         lines.append(" | ".join([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)]))
     writer.add_text("test/thresholds", "\n".join(lines), step)
+
+
+def slices(detector: Detector, rows: metrics.Scored) -> dict[str, dict[str, float]]:
+    """Return the metrics that matter of parts of the test rows: quarters by cost of a miss, thirds by time."""
+    parts: dict[str, NDArray[np.bool_]] = {}
+    if len(np.unique(rows.amount)) > 1:
+        edges = np.quantile(rows.amount, [0.25, 0.5, 0.75])
+        place = np.searchsorted(edges, rows.amount, side="right")
+        bounds = [rows.amount.min(), *edges, rows.amount.max()]
+        parts |= {f"cost {bounds[i]:,.2f} to {bounds[i + 1]:,.2f}": place == i for i in range(4)}
+    if len(np.unique(rows.day)) >= 3:
+        place = np.searchsorted(np.quantile(rows.day, [1 / 3, 2 / 3]), rows.day)
+        parts |= {f"{name} third of the test days": place == i for i, name in enumerate(("first", "second", "last"))}
+    return {name: _of_slice(detector, rows.take(is_in)) for name, is_in in parts.items() if is_in.any()}
+
+
+def limits(schema: Mapping[str, Any]) -> list[str]:
+    """Return what a user should not expect of a detector."""
+    cost = schema["cost"]
+    said = [
+        "Probabilities and thresholds were fitted on the validation rows: where frauds become more or less common, or "
+        "change their ways, they are off.",
+        f"The threshold of least cost holds for a false alert that costs {cost['false_positive']:g} and a miss that "
+        f"costs {'its amount' if cost['false_negative'] == 'amount' else format(cost['false_negative'], 'g')}; the "
+        f"other one for alerts on {cost['alert_budget']:.2%} of the rows.",
+        "Categories that training did not see count as missing.",
+    ]
+    hashed = [column["name"] for column in schema["columns"] if column.get("hash_buckets")]
+    return said + (
+        [f"Values of {', '.join(hashed)} share hash buckets: some are told apart by chance only."] * bool(hashed)
+    )
+
+
+def _of_slice(detector: Detector, rows: metrics.Scored) -> dict[str, float]:
+    at_cost = metrics.at_threshold(rows, float(detector.threshold_cost), detector.schema["cost"]["false_positive"])
+    ranked = metrics.Ranked.of(rows.score, rows.target, rows.weight)
+    return {
+        "rows": float(len(rows.score)),
+        "positives": float(rows.target.sum()),
+        "average_precision": metrics.average_precision(ranked),
+        "precision": at_cost["precision"],
+        "recall": at_cost["recall"],
+    }

@@ -37,6 +37,7 @@ class TrainSettings(TypedDict):
     watchdog_seconds: Annotated[float, Gt(0)]
     patience: Annotated[int, Ge(1)] | None
     resume: Literal["auto", "never"]
+    weights: str | None
     checkpoint: CheckpointSettings
     baselines: dict[str, Node] | None
     data: Node

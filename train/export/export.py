@@ -1,0 +1,195 @@
+"""The story of one export: open the run, prune, write graphs, quantize, hold the contest, bundle, sign, publish."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from train import errors, screen
+from train.bundle import digest, write
+from train.export import card, contest, gate, prune, report
+from train.export.contest import FLOAT32, Outcome, Variant
+from train.export.session import open_session
+from train.export.source import Source, open_source
+from train.folder import write_json, write_text
+
+if TYPE_CHECKING:
+    from train.envelope import Envelope
+    from train.keys import SigningKey
+
+
+def export(cfg: DictConfig) -> Path:
+    """Turn a finished run into a bundle, and publish it where that is asked for; return the bundle's folder.
+
+    Raises:
+        ConfigError: there is no such run, or a key, bucket or credentials are missing.
+        DataError: the data cannot be read, or are not those of the run.
+        GateError: the graph is not sound or differs from torch: nothing is exported.
+        StorageError: the run is not finished, or the bundle cannot be written or published.
+        TrustError: a key cannot be trusted.
+    """
+    signer, sealer = keys(cfg)  # first: an hour of measuring is not lost for a missing key
+    source = open_source(cfg.run, cfg.data)
+    place = source.run.path / "export"
+    output = Path(cfg.output).expanduser().absolute() if cfg.output else place / "bundle"
+    with errors.reporting(errors.StorageError):
+        place.mkdir(exist_ok=True)
+        check_output(output)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=place) as work, screen.console.status("exporting") as status:
+        outcome = hold(source, cfg, Path(work), place, status.update)
+        status.update(f"testing {outcome.winner}")
+        tested = test(source, outcome, Path(work))
+        folder = Path(work) / "bundle"
+        files(folder, source, outcome, tested, cfg)
+        write(folder, about(source, outcome), key=signer, envelope=sealer)
+        with errors.reporting(errors.StorageError):
+            replace(output, folder)
+        report.write(place, source, outcome, cfg)
+        status.stop()
+        report.show(source, outcome, output, place, signed=signer is not None)
+    if cfg.publish is not None:
+        publish(output, cfg.publish)
+    return output
+
+
+def keys(cfg: DictConfig) -> tuple[SigningKey | None, Envelope | None]:
+    """Return what signs and what encrypts, as far as they are asked for.
+
+    Raises:
+        ConfigError: a key is not there, or publishing is asked for without signing.
+        TrustError: a key can be read by others.
+    """
+    from train.envelope import envelope_of
+    from train.keys import signing_key
+
+    if cfg.publish is not None and not cfg.sign:
+        raise errors.ConfigError("publish: only a signed bundle is published; leave sign=false out")
+    if cfg.master_key is not None and not cfg.encrypt:
+        raise errors.ConfigError("master_key is given, but nothing is encrypted: add encrypt=true or leave it out")
+    return signing_key(cfg.key) if cfg.sign else None, envelope_of(cfg.master_key) if cfg.encrypt else None
+
+
+def check_output(output: Path) -> None:
+    """Raise ConfigError where `output` is something else than an earlier bundle or nothing."""
+    if (
+        output.exists()
+        and not (output / "manifest.json").is_file()
+        and not (output.is_dir() and not any(output.iterdir()))
+    ):
+        raise errors.ConfigError(f"output: {str(output)!r} is there and is no bundle; give another folder")
+    if not output.parent.is_dir():
+        raise errors.ConfigError(f"output: there is no folder {str(output.parent)!r}")
+
+
+def hold(source: Source, cfg: DictConfig, work: Path, place: Path, tell: Callable[[str], Any]) -> Outcome:
+    """Make the variants that the config asks for, and let all candidates of them compete."""
+    tell("writing the graph")
+    variants = [contest.make_variant(source, FLOAT32, source.model, work)]
+    ratio = cfg.prune.ratio
+    if ratio == "search":
+        ratio = largest_ratio(source, variants[0], cfg, work, place, tell)
+    if ratio:
+        tell(f"pruning {ratio:.0%} of the units")
+        variants.append(pruned_variant(source, ratio, cfg, work, place))
+    return contest.hold(source, variants, cfg, work, tell)
+
+
+def pruned_variant(source: Source, ratio: float, cfg: DictConfig, work: Path, place: Path) -> Variant:
+    """Prune, fine-tune and write the graph of what is left."""
+    settings = {str(key): value for key, value in cfg.prune.items()}
+    model = prune.pruned(source, ratio, settings, place / "pruned")  # type: ignore[arg-type]
+    return contest.make_variant(source, f"pruned_{100 * ratio:g}", model, work)
+
+
+def largest_ratio(
+    source: Source, base: Variant, cfg: DictConfig, work: Path, place: Path, tell: Callable[[str], Any]
+) -> float:
+    """Search the largest share of units that the gate allows to take out; 0 where it allows none."""
+    reference = contest.scored(source, base, base.core)
+    if reference is None:
+        return 0.0
+    name = f"test/{source.metric}"
+
+    def passes(ratio: float) -> bool:
+        tell(f"trying without {ratio:.0%} of the units")
+        tried = pruned_variant(source, ratio, cfg, work, place)
+        found = contest.scored(source, tried, tried.core)
+        assert found is not None
+        drop = gate.drop_of(reference.metrics[name], found.metrics[name], source.cfg.mode)
+        return drop <= float(cfg.gate.max_drop)
+
+    return prune.largest(passes)
+
+
+def test(source: Source, outcome: Outcome, work: Path) -> dict[str, Any]:
+    """Score the winner, and nothing else, on the test rows through ONNX Runtime; return metrics, intervals, card."""
+    winner = outcome.entries[outcome.winner]
+    model, loader = winner.variant.model, source.datamodule.test_dataloader()
+    found: dict[str, Any] = {"metrics": {}, "intervals_95": {}}
+    if loader:
+        assert winner.core is not None
+        found["metrics"] = gate.score(model, loader, open_session(winner.core)).metrics
+        found["intervals_95"] = {f"test/{name}": list(interval) for name, interval in model.intervals().items()}
+    return found | {"card": model.card()}
+
+
+def files(folder: Path, source: Source, outcome: Outcome, tested: dict[str, Any], cfg: DictConfig) -> None:
+    """Write what the bundle holds; nothing of it depends on the clock or the machine."""
+    winner = outcome.entries[outcome.winner]
+    assert winner.candidate.path is not None
+    with errors.reporting(errors.StorageError):
+        folder.mkdir()
+        shutil.copyfile(winner.candidate.path, folder / f"{winner.variant.graph.name}.onnx")
+        shutil.copyfile(source.run.path / "config.yaml", folder / "config.yaml")
+    write_json(folder / "schema.json", winner.variant.model.schema)
+    write_json(folder / "metrics.json", report.metrics(source, outcome, tested))
+    write_text(folder / "model_card.md", card.text(source, outcome, tested, cfg))
+
+
+def about(source: Source, outcome: Outcome) -> dict[str, Any]:
+    """Return what the manifest says beside its files."""
+    winner = outcome.entries[outcome.winner]
+    assert winner.candidate.path is not None
+    session = open_session(winner.candidate.path)
+    return {
+        "name": str(source.cfg.name),
+        "run": source.run.path.name,
+        "data_fingerprint": source.provenance["data_fingerprint"],
+        "config_sha256": digest((source.run.path / "config.yaml").read_bytes()),
+        "graphs": {
+            f"{winner.variant.graph.name}.onnx": {
+                "made": outcome.winner,
+                "inputs": {given.name: [given.type, *map(str, given.shape)] for given in session.get_inputs()},
+                "outputs": {made.name: [made.type, *map(str, made.shape)] for made in session.get_outputs()},
+            }
+        },
+    }
+
+
+def replace(output: Path, folder: Path) -> None:
+    """Move a new bundle to its place; an older one goes when the new one is there."""
+    old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    if output.exists():
+        os.replace(output, old)
+    try:
+        shutil.move(folder, output)
+    except OSError:
+        if old.exists():
+            shutil.rmtree(output, ignore_errors=True)
+            os.replace(old, output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(bundle: Path, uri: str) -> None:
+    """Publish the bundle as the next version, and say so."""
+    from train.registry.publish import publish as put
+
+    version = put(bundle, uri, tell=lambda line: screen.console.print(f"[bold]published[/]  {line}", soft_wrap=True))
+    screen.console.print(f"  python -m train.registry promote {uri} {version}", soft_wrap=True)
