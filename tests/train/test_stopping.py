@@ -50,8 +50,8 @@ def test_a_signal_in_training_saves_that_step_and_stops(configure, handlers, mon
 def test_after_training_sigterm_ends_the_process_and_slurms_warning_is_heard(configure, handlers, monkeypatch):
     test, found = run_module.test, []
 
-    def look(*arguments):
-        metrics = test(*arguments)
+    def look(*arguments, **options):
+        metrics = test(*arguments, **options)
         found.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1).__name__))
         return metrics
 
