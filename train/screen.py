@@ -179,3 +179,4 @@ def show_next(folder: Path) -> None:
     console.print(f"  tensorboard --logdir {place.parent}", soft_wrap=True)
     console.print(f"  python -m train.evaluate run={place} data.path=FILE", soft_wrap=True)
     console.print(f"  python -m train.predict run={place} input=FILE output=FILE", soft_wrap=True)
+    console.print(f"  python -m train.export run={place}", soft_wrap=True)
