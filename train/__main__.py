@@ -15,7 +15,7 @@ import sys  # noqa: E402
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from train import errors  # noqa: E402
+from train import errors, ranks  # noqa: E402
 from train.config import arguments, listing  # noqa: E402
 
 
@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
         from train.run import run
 
         run(cfg)
+        ranks.leave()
 
 
 if __name__ == "__main__":

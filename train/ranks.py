@@ -184,6 +184,16 @@ def _agreed_prefix(store: Any) -> str:
     return prefix
 
 
+def leave() -> None:
+    """Take this process out of its groups; gloo's threads, were they still there, could abort it at its exit."""
+    global _control
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        _control = None
+        dist.destroy_process_group()
+
+
 timeout: timedelta | None = None  # of the groups beside Lightning's; the strategy's
 _control: Any = None
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.demos.boring_classes import BoringModel
 
-from train import hardware, preflight, probe
+from train import hardware, preflight, probe, ranks
 from train.errors import PreflightError
 from train.folder import RunFolder
 from train.preflight import Preflight
@@ -170,6 +170,7 @@ def main(folder: Path, rank: int) -> None:
         told[name] = outcome(case)
         hardware.MOST_ROUND_TRIP_SECONDS = 10.0
     (folder / f"told{rank}.json").write_text(json.dumps(told))
+    ranks.leave()
 
 
 @pytest.fixture(scope="module")
