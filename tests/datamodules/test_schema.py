@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from datamodules.columns import MISSING_SECONDS, entities, kind_of, seconds, stable_hash
-from datamodules.schema import check, encode, encode_target, infer
+from datamodules.schema import check, encode, encode_raw, encode_target, infer, raw
 
 NUM_ROWS = 40
 DAYS = [f"2025-01-{1 + i % 28:02d}" for i in range(NUM_ROWS)]
@@ -183,6 +183,70 @@ def test_many_categories_are_hashed_alike_in_every_process():
     command = "from datamodules.columns import stable_hash; print(stable_hash('shop 1'))"
     other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert int(other.stdout) == stable_hash("shop 1")
+
+
+def all_kinds():
+    """Numbers, booleans, texts with holes, a hashed column, numbers that name something, and moments, each odd."""
+    return table_of(
+        amount=cycle(1.5, None, float("nan"), float("inf"), -3e38),
+        typed=cycle("1e3", "?", " 2 ", ""),
+        ok=cycle("yes", "no", None),
+        city=cycle(" ulm", "bern ", "", None, "Zürich", "東京", "  "),
+        code=cycle("00701", "7", "x"),
+        shop=[None if i % 7 == 0 else f"shop {i % 30}" for i in range(NUM_ROWS)],
+        when=[None if i == 3 else day for i, day in enumerate(DAYS)],
+        sent=pa.array([None, -1, *range(NUM_ROWS - 2)], pa.timestamp("ms")),
+    )
+
+
+def test_raw_rows_are_encoded_as_the_table_that_they_came_of():
+    schema = infer_from(all_kinds())
+    kinds = {column["name"]: column["kind"] for column in schema["columns"]}
+    assert set(kinds.values()) == {"numeric", "boolean", "categorical", "timestamp"}
+    assert [column["name"] for column in schema["columns"] if column.get("hash_buckets")] == ["shop"]
+    table = all_kinds()
+    others = {
+        "as trained": table,
+        "in chunks": pa.concat_tables([table.slice(0, 9), table.slice(9)]),
+        "as a batch": table.slice(5, 20).combine_chunks().to_batches()[0],
+        "as other types": table.set_column(5, "code", pa.array(cycle(7.0, None))).set_column(
+            4, "city", table["city"].dictionary_encode()
+        ),
+        "unseen": table.set_column(4, "city", pa.array(cycle("Ulm", "nan", "0"))),
+        "no rows": table.slice(0, 0),
+    }
+    for name, other in others.items():
+        arrays, expected = raw(other, schema), encode(other, schema)
+        found = encode_raw(arrays, schema)
+        assert list(found) == list(expected)
+        for key, values in expected.items():
+            np.testing.assert_array_equal(found[key], values, err_msg=f"{name}: {key}")
+            assert found[key].dtype == values.dtype
+        assert all(isinstance(text, str) for text in arrays["categorical"].flat)
+        assert len(arrays["categorical"]) == len(other)
+    assert encode(table, schema)["categorical"].max(axis=0).min() > 1
+
+
+def test_raw_texts_are_what_a_graph_can_look_up_without_trimming_or_reading_numbers():
+    schema = infer_from(all_kinds())
+    arrays = raw(all_kinds().slice(0, 7).set_column(5, "code", pa.array([7.0, 8.0, None, 7.0, 7.0, 1.0, 2.0])), schema)
+    city, code, shop = arrays["categorical"].T
+    assert city.tolist() == ["ulm", "bern", "", "", "Zürich", "東京", ""]
+    assert code.tolist() == ["7", "8", "", "7", "7", "1", "2"]
+    assert shop.tolist() == ["", *(f"shop {i}" for i in range(1, 7))]
+    assert arrays["categorical"].dtype == object
+    assert (arrays["numeric"].dtype, arrays["timestamp"].dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("name", ["amount", "city", "when"])
+def test_raw_rows_leave_out_kinds_without_columns_and_the_model_gets_them_empty(name):
+    table = all_kinds().select(["fraud", name])
+    schema = infer_from(table)
+    arrays, expected = raw(table, schema), encode(table, schema)
+    assert list(arrays) == [{"amount": "numeric", "city": "categorical", "when": "timestamp"}[name]]
+    for key, values in encode_raw(arrays, schema).items():
+        np.testing.assert_array_equal(values, expected[key])
+        assert (values.dtype, values.shape) == (expected[key].dtype, expected[key].shape)
 
 
 def test_missing_and_mistyped_columns_are_named():
