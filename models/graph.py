@@ -17,6 +17,7 @@ class Graph:
         inputs: example inputs, two rows or more, by the names of `forward`'s parameters.
         outputs: names of the outputs.
         dynamic: sizes that vary: input to {dimension: name}.
+        tolerance: how far an output may be from torch's: rounding, and what the module makes of it.
         front: an onnx.GraphProto whose outputs are inputs of the module, computed from what a caller really has, such
             as codes from texts; None where the module takes that itself.
     """
@@ -26,4 +27,5 @@ class Graph:
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     dynamic: Mapping[str, Mapping[int, str]]
+    tolerance: float = 1e-4
     front: Any = None

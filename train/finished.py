@@ -43,7 +43,7 @@ class FinishedRun:
         """Return the model of the best checkpoint, on the CPU, ready to predict.
 
         Raises:
-            StorageError: there is no checkpoint that is whole.
+            StorageError: there is no checkpoint that is whole, or it is of another model.
         """
         from train.checkpoint import best_whole
 
@@ -51,7 +51,10 @@ class FinishedRun:
         if best is None:
             raise errors.StorageError(f"{self.path / 'checkpoints'} has no checkpoint that is whole: train again")
         kind: Any = locate(self.cfg.model._target_)
-        return kind.load_from_checkpoint(best, map_location="cpu", weights_only=True).eval()
+        try:
+            return kind.load_from_checkpoint(best, map_location="cpu", weights_only=True).eval()
+        except RuntimeError as error:  # torch: keys or sizes that do not fit
+            raise errors.StorageError(f"{best} is of another model than the run's config: {error}") from error
 
 
 def open_run(folder: str, data: Mapping[str, Any]) -> FinishedRun:

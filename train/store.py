@@ -145,7 +145,9 @@ def _explained(error: Exception, store: Place) -> Exception:
     if isinstance(error, ImportError):
         return ConfigError(f"{store.uri} needs boto3, which is not installed ({error}): pip install boto3")
     if isinstance(error, OSError):
-        return StorageError(f"could not keep here what {store.uri} holds: {error}. Make room, or the folder writable.")
+        return StorageError(
+            f"could not keep here what {store.uri} holds: {error}. Make room, or give a folder that can be written."
+        )
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
     error = getattr(error, "last_exception", error)  # of several attempts

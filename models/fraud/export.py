@@ -14,6 +14,7 @@ from models.graph import Graph
 from models.preprocessing import MISSING_TIME, columns_by_kind
 
 ROWS = 4  # of the example
+STEEP = 0.02  # an isotonic table rises in steps, which multiply rounding; its rows change, their order does not
 CODES = "categorical"  # name of the module's input and of the graph's
 
 
@@ -59,6 +60,7 @@ def graph_of(detector: Detector, schema: Mapping[str, Any]) -> Graph:
         inputs=inputs,
         outputs=("probability", "decision"),
         dynamic={name: {0: "rows"} for name in inputs},
+        tolerance=STEEP if detector.calibration.method == "isotonic" else 1e-4,
         front=category_lookup(categorical) if categorical else None,
     )
 

@@ -327,6 +327,7 @@ class FraudModule(LightningModule):
         return {
             "predicts": f"the calibrated probability that {target['name']} is {target['positive']}, and whether it "
             "reaches each threshold",
+            "inputs": report.inputs(self.schema),
             "thresholds": {"cost": float(self.threshold_cost), "budget": float(self.threshold_budget)},
             "slices": {} if self.scored is None else report.slices(self, self.scored),
             "limits": report.limits(self.schema),

@@ -101,6 +101,20 @@ def slices(detector: Detector, rows: metrics.Scored) -> dict[str, dict[str, floa
     return {name: _of_slice(detector, rows.take(is_in)) for name, is_in in parts.items() if is_in.any()}
 
 
+def inputs(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Return what each input of the exported graph holds: its columns in their order, their units, what is missing."""
+    kinds = {"boolean": "numeric"}
+    columns: dict[str, list[str]] = {"numeric": [], "categorical": [], "timestamp": []}
+    for column in schema["columns"]:
+        columns[kinds.get(column["kind"], column["kind"])].append(column["name"])
+    said = {
+        "numeric": "float32, booleans as 0 and 1, NaN where missing",
+        "categorical": "texts without spaces around them, whole numbers without a decimal point, empty where missing",
+        "timestamp": f"int64 seconds since 1970 (UTC where a zone is given), {-(2**63)} where missing",
+    }
+    return {name: f"{said[name]}: {', '.join(found)}" for name, found in columns.items() if found}
+
+
 def limits(schema: Mapping[str, Any]) -> list[str]:
     """Return what a user should not expect of a detector."""
     cost = schema["cost"]

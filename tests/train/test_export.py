@@ -123,10 +123,10 @@ def test_the_same_run_exports_to_the_same_bytes(configure: Callable[..., DictCon
 
 def test_report_card_and_metrics_say_what_was_done(configure: Callable[..., DictConfig], trained: Path) -> None:
     folder = export(configure("quantize=[int8_weights,int8_dynamic]"))
-    report = (trained / "export" / "report.md").read_text()
+    report = folder.with_name("bundle-report.md").read_text()
     for name in ("torch eager", "float32", "int8_weights", "int8_dynamic", "µs, batch 1 on 1 thread"):
         assert name in report
-    assert (trained / "export" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert folder.with_name("bundle-report.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "model_card.md").read_text()
     for heading in ("## Data", "## Thresholds", "## Limits", "## How it was made", "average_precision"):
         assert heading in card
@@ -174,7 +174,7 @@ def test_calibration_on_wrong_rows_is_stopped_by_the_gate(
 def test_a_graph_that_differs_from_torch_is_not_exported(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest.graph, "TOLERANCE", 0.0)
+    monkeypatch.setattr(contest.graph, "largest_difference", lambda *_: 0.01)
     with pytest.raises(errors.GateError, match="differs from torch"):
         export(configure())
     assert not (tmp_path / "bundle").exists()
@@ -233,9 +233,65 @@ def test_other_data_than_the_runs_are_refused(
         export(configure(f"+data.path={other}"))
 
 
-def test_an_unfinished_run_is_refused(configure: Callable[..., DictConfig], trained: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "unfinished"
+def damaged(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to damage."""
+    copy = tmp_path / "damaged"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("export"))
+    return copy
+
+
+def test_a_run_whose_best_checkpoint_is_not_the_one_that_was_tested_is_refused(
+    configure: Callable[..., DictConfig], trained: Path, tmp_path: Path
+) -> None:
+    copy = damaged(trained, tmp_path)
+    best = copy / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point() and "head" in name:
+            content["state_dict"][name] = -value
+    torch.save(content, best)
+    with pytest.raises(errors.StorageError, match="not the one that was tested"):
+        export(configure(f"run={copy}"))
+    best.write_bytes(best.read_bytes()[:2000])
+    with pytest.raises(errors.StorageError, match="torn"):
+        export(configure(f"run={copy}"))
+
+
+@pytest.mark.parametrize("name", ["result.json", "provenance.json"])
+def test_a_damaged_run_is_refused(
+    configure: Callable[..., DictConfig], trained: Path, tmp_path: Path, name: str
+) -> None:
+    copy = damaged(trained, tmp_path)
+    (copy / name).write_text("{")
+    with pytest.raises(errors.StorageError, match=name):
+        export(configure(f"run={copy}"))
+
+
+def test_a_bundle_that_does_not_fit_on_the_disk_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.export.export import replace
+
+    new, output = tmp_path / "new", tmp_path / "bundle"
+    for folder, text in ((new, "new"), (output, "old")):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(text)
+
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", full)
+        with pytest.raises(errors.StorageError, match="No space left on device. Make room"):
+            replace(output, new)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert (output / "manifest.json").read_text() == "old"
+    replace(output, new)
+    assert (output / "manifest.json").read_text() == "new"
+
+
+def test_an_unfinished_run_is_refused(configure: Callable[..., DictConfig], trained: Path, tmp_path: Path) -> None:
+    copy = damaged(trained, tmp_path)
     (copy / "result.json").unlink()
     with pytest.raises(errors.StorageError, match="not finished"):
         export(configure(f"run={copy}"))

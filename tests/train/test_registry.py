@@ -317,7 +317,7 @@ def test_an_encrypted_bundle_is_published_and_fetched_without_its_key(make: Make
         ("verify PLACE/none", 2, "nothing is published in PLACE/none"),
         ("promote PLACE v2", 2, "unknown version v2 in PLACE: it has v1"),
         ("fetch PLACE --output PLACE", 2, "is there already and is not v1: give another name"),
-        ("publish PLACE PLACE/none", 9, "PLACE/none cannot be trusted"),
+        ("publish PLACE PLACE/none", 2, "there is no bundle"),
         ("publish PLACE/latest.json BUNDLE", 6, "PLACE/latest.json cannot be used: .*Not a directory"),
         ("list PLACE --sse AES128", 2, "sse must be None or 'AES256' or 'aws:kms'; got 'AES128'"),
         ("list PLACE --part-size 1", 2, "part_size must be at least 5 MiB"),

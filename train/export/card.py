@@ -24,6 +24,10 @@ def text(source: Source, outcome: Outcome, tested: Mapping[str, Any], cfg: DictC
         "weights; validation rows choose the checkpoint, calibrate, set thresholds and judge the export; test rows "
         "were read once for the run, and once for the graph that ships.",
         *(f"- {note}" for note in source.datamodule.notes),
+        "## Inputs and outputs",
+        _table(("input [rows, columns]", "what it holds, in this order"), list(said["inputs"].items())),
+        f"Outputs: {', '.join(winner.variant.graph.outputs)}; a column of the decision for each threshold below, in "
+        "their order.",
         "## Test metrics of what ships",
         _table(("metric", "value", "95 % interval"), _metric_rows(tested)),
         "## Thresholds",

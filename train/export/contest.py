@@ -22,6 +22,7 @@ from train.export.source import Arrays, Source, arrays
 
 FLOAT32 = "float32"
 PARITY_ROWS = 1_000
+SAME = 2e-3  # of a metric through another runtime: rounding makes and breaks ties
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def make_variant(source: Source, name: str, model: Any, folder: Path) -> Variant
     graph.save(graph.with_front(onnx.load(core), offered.front), whole)
     reference = partial(in_torch, source.datamodule, offered)
     difference = graph.largest_difference(open_session(whole), reference, source.raw(PARITY_ROWS))
-    if not difference <= graph.TOLERANCE:
+    if not difference <= offered.tolerance:
         raise errors.GateError(
-            f"the exported graph {name!r} differs from torch by {difference:.2g}, more than {graph.TOLERANCE:g}: "
+            f"the exported graph {name!r} differs from torch by {difference:.2g}, more than {offered.tolerance:g}: "
             "nothing is exported"
         )
     return Variant(name, model, offered, core, difference)
@@ -137,9 +138,23 @@ def hold(source: Source, variants: list[Variant], cfg: DictConfig, folder: Path,
             tell(f"{variant.name}: {method}")
             entry = _smaller(source, variant, method, entries[FLOAT32], rule, cfg, folder)
             entries[entry.candidate.name] = entry
+    _check_run(source, entries[FLOAT32])
     tell("timing")
     in_time = _time(source, entries, cfg.gate.rounds)
     return _decided(source, entries, in_time, rule)
+
+
+def _check_run(source: Source, reference: Entry) -> None:
+    """Raise StorageError unless the checkpoint does on the validation rows what the run has told of its best."""
+    told = source.result["metrics"].get(f"val/{source.metric}")
+    if reference.score is None or told is None:
+        return
+    found = reference.score.metrics[f"test/{source.metric}"]
+    if not abs(found - told) <= SAME:
+        raise errors.StorageError(
+            f"the best checkpoint has {source.metric} {found:.4f} on the validation rows, and result.json tells of "
+            f"{told:.4f}: it is not the one that was tested"
+        )
 
 
 def scored(source: Source, variant: Variant, core: Path) -> gate.Score | None:

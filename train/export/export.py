@@ -48,30 +48,35 @@ def export(cfg: DictConfig) -> Path:
         folder = Path(work) / "bundle"
         files(folder, source, outcome, tested, cfg)
         write(folder, about(source, outcome), key=signer, envelope=sealer)
-        with errors.reporting(errors.StorageError):
-            replace(output, folder)
-        report.write(place, source, outcome, cfg)
+        replace(output, folder)
+        told = place / "report.md" if cfg.output is None else output.with_name(f"{output.name}-report.md")
+        report.write(told, source, outcome, cfg)
         status.stop()
-        report.show(source, outcome, output, place, signed=signer is not None)
+        report.show(source, outcome, output, told, signed=signer is not None)
     if cfg.publish is not None:
         publish(output, cfg.publish)
     return output
 
 
 def keys(cfg: DictConfig) -> tuple[SigningKey | None, Envelope | None]:
-    """Return what signs and what encrypts, as far as they are asked for.
+    """Return what signs and what encrypts, as far as they are asked for; see that the store is there.
 
     Raises:
-        ConfigError: a key is not there, or publishing is asked for without signing.
+        ConfigError: a key, bucket or credentials are not there, or publishing is asked for without signing.
+        StorageError: the store is away.
         TrustError: a key can be read by others.
     """
     from train.envelope import envelope_of
     from train.keys import signing_key
+    from train.objects.place import open_objects
+    from train.registry import pointers
 
     if cfg.publish is not None and not cfg.sign:
         raise errors.ConfigError("publish: only a signed bundle is published; leave sign=false out")
     if cfg.master_key is not None and not cfg.encrypt:
         raise errors.ConfigError("master_key is given, but nothing is encrypted: add encrypt=true or leave it out")
+    if cfg.publish is not None:
+        pointers.read(open_objects(cfg.publish), "latest")  # is the store there, and may we read it?
     return signing_key(cfg.key) if cfg.sign else None, envelope_of(cfg.master_key) if cfg.encrypt else None
 
 
@@ -173,23 +178,39 @@ def about(source: Source, outcome: Outcome) -> dict[str, Any]:
 
 
 def replace(output: Path, folder: Path) -> None:
-    """Move a new bundle to its place; an older one goes when the new one is there."""
-    old = output.with_name(f".{output.name}.{os.getpid()}.old")
-    if output.exists():
-        os.replace(output, old)
+    """Put a new bundle in its place, whole or not at all; an older one goes when the new one is there.
+
+    Raises:
+        StorageError: it cannot be written there; what was there is there still.
+    """
+    new, old = (output.with_name(f".{output.name}.{os.getpid()}.{which}") for which in ("new", "old"))
     try:
-        shutil.move(folder, output)
-    except OSError:
-        if old.exists():
-            shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(folder, new)  # perhaps onto another disk: only a rename is all or nothing
+        if output.exists():
+            os.replace(output, old)
+        os.replace(new, output)
+    except OSError as error:
+        # copytree tells of all files at once, as (source, target, reason).
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise errors.StorageError(
+            f"could not write the bundle {output}: {reason}. Make room, or give another folder with output=FOLDER"
+        ) from error
+    finally:
+        if old.exists() and not output.exists():
             os.replace(old, output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        for aside in (new, old):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def publish(bundle: Path, uri: str) -> None:
-    """Publish the bundle as the next version, and say so."""
+    """Publish the bundle as the next version, and say so; what goes wrong says how to go on."""
     from train.registry.publish import publish as put
 
-    version = put(bundle, uri, tell=lambda line: screen.console.print(f"[bold]published[/]  {line}", soft_wrap=True))
+    try:
+        version = put(
+            bundle, uri, tell=lambda line: screen.console.print(f"[bold]published[/]  {line}", soft_wrap=True)
+        )
+    except errors.UserError as error:
+        again = f"python -m train.registry publish {uri} {bundle}"
+        raise type(error)(f"{error}\nThe bundle itself is whole. To publish it: {again}") from error
     screen.console.print(f"  python -m train.registry promote {uri} {version}", soft_wrap=True)

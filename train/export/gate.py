@@ -192,11 +192,16 @@ def _moves(drop: float, mode: Mode) -> str:
 
 
 def _between(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" (95 % interval of the drop {interval[0]:.4f} to {interval[1]:.4f})"
+    if interval is None:
+        return ""
+    low, high = (round(bound, 4) + 0.0 for bound in interval)  # no -0.0000
+    return f" (95 % interval of the drop {low:.4f} to {high:.4f})"
 
 
 def _why(winner: Measured, reference: Measured, verdicts: Sequence[Verdict], rule: Rule) -> str:
     passed = [verdict for verdict in verdicts if verdict.passed]
+    if not verdicts:
+        return f"nothing else was asked for: {reference.name} ships"
     if not passed:
         refused = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts)
         return f"no candidate passed the gate: {reference.name} ships" + (f" ({refused})" if refused else "")

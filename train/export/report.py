@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from train import errors, screen
-from train.export.contest import Entry, Outcome
+from train.export.contest import FLOAT32, Entry, Outcome
 from train.export.source import Source
 from train.export.timing import judged
 from train.folder import write_text
 
 
 def metrics(source: Source, outcome: Outcome, tested: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics before and after each step; nothing that a clock measured, so that they are always the same."""
+    """Return metrics before and after each step; no times, so that only the choice of what ships depends on them."""
     name = f"test/{source.metric}"
     return {
         "metric": source.metric,
@@ -42,11 +42,11 @@ def metrics(source: Source, outcome: Outcome, tested: Mapping[str, Any]) -> dict
     }
 
 
-def show(source: Source, outcome: Outcome, output: Path, place: Path, *, signed: bool) -> None:
+def show(source: Source, outcome: Outcome, output: Path, told: Path, *, signed: bool) -> None:
     """Print the contest, the winner with its reason, and what to do next."""
     table = Table(title="export", title_justify="left", title_style="bold")
     for name in ("graph", source.metric.replace("_", " "), "drop", "bytes", *(f"µs, {one}" for one in judged())):
-        table.add_column(name, justify="left" if name == "graph" else "right")
+        table.add_column(name, justify="left" if name == "graph" else "right", overflow="fold")
     for name, row in _rows(source, outcome):  # without memory and the 99th percentiles, which report.md has
         short = [*row[:4], *(cell.partition(" ")[0] for cell in row[5:])]
         table.add_row(*short, style="bold" if name == outcome.winner else "")
@@ -55,37 +55,43 @@ def show(source: Source, outcome: Outcome, output: Path, place: Path, *, signed:
         if entry.verdict is not None and not entry.verdict.passed:
             screen.console.print(f"[dim]refused  {entry.candidate.name}: {entry.verdict.reason}[/]", soft_wrap=True)
     screen.console.print(f"[bold]ships[/]   {outcome.reason}", soft_wrap=True)
-    shown = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in (output, place)]
+    shown = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in (output, told)]
     screen.console.print(f"[bold]bundle[/]  {shown[0]}{'' if signed else '  [yellow](unsigned)[/]'}", soft_wrap=True)
-    screen.console.print(f"[bold]report[/]  {shown[1] / 'report.md'}", soft_wrap=True)
+    screen.console.print(f"[bold]report[/]  {shown[1]}", soft_wrap=True)
 
 
-def write(place: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None:
-    """Write report.md and report.png into the run's export folder. Raises StorageError."""
+def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None:
+    """Write the report, and its picture beside it. Raises StorageError."""
     header = _header(source)
     lines = [
         f"# Export of {source.cfg.name}/{source.run.path.name}",
         "",
-        f"Ships: **{outcome.winner}**. {_capital(outcome.reason)}.",
+        f"Ships: **{outcome.winner}**: {outcome.reason}.",
         "",
         f"Metric: {source.metric} on the validation rows through ONNX Runtime, by the model's own test. Times: median "
         f"(99th percentile) in microseconds, {cfg.gate.rounds} interleaved rounds, on this machine. Memory: what the "
-        "graph adds to a process at its peak.",
+        "graph adds to a process at its peak."
+        + (
+            f" Pruned graphs were trained for {cfg.prune.finetune_steps:,} steps more than float32's "
+            f"{source.result['steps']:,}: what they gain is that training's, not the pruning's."
+            if any(entry.variant.name != FLOAT32 for entry in outcome.entries.values())
+            else ""
+        ),
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
         *("| " + " | ".join(row) + " |" for _, row in _rows(source, outcome)),
         "",
-        "![metric against time and size](report.png)",
+        f"![metric against time and size]({told.stem}.png)",
         "",
         "## The gate's word on each",
         "",
         *(f"- {entry.candidate.name}: {_word(entry)}" for entry in outcome.entries.values()),
         "",
     ]
-    write_text(place / "report.md", "\n".join(lines))
+    write_text(told, "\n".join(lines))
     with errors.reporting(errors.StorageError):
-        _picture(source, outcome).savefig(place / "report.png")
+        _picture(source, outcome).savefig(told.with_suffix(".png"))
 
 
 def _header(source: Source) -> list[str]:
@@ -101,8 +107,8 @@ def _rows(source: Source, outcome: Outcome) -> list[tuple[str, list[str]]]:
             rows.append((name, [name, *["-"] * (4 + len(settings))]))
             continue
         score = "-" if entry.score is None else f"{entry.score.metrics[f'test/{source.metric}']:.4f}"
-        drop = "-" if entry.verdict is None or entry.verdict.drop is None else f"{entry.verdict.drop:+.4f}"
-        sizes = [f"{entry.size:,}", f"{entry.memory / 2**20:.1f} MB"]
+        drop = "-" if entry.verdict is None or entry.verdict.drop is None else _signed(entry.verdict.drop)
+        sizes = [f"{entry.size:,}", f"{entry.memory / 1e6:.1f} MB"]
         rows.append((name, [name, score, drop, *sizes, *(_micro(entry.latencies[one]) for one in settings)]))
     return rows
 
@@ -119,8 +125,8 @@ def _word(entry: Entry) -> str:
     return f"{'passed' if entry.verdict.passed else 'refused'}: {entry.verdict.reason}.{made}{left}"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _signed(drop: float) -> str:
+    return f"{drop:+.4f}" if abs(drop) >= 5e-5 else "0.0000"
 
 
 def _picture(source: Source, outcome: Outcome) -> Figure:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from train import errors, screen
+from train.checkpoint import BEST, is_whole
 from train.finished import FinishedRun, open_run
 
 if TYPE_CHECKING:
@@ -63,14 +65,19 @@ def open_source(folder: str, data: Mapping[str, Any]) -> Source:
     Raises:
         ConfigError: there is no such run.
         DataError: the data cannot be read, or are not those of the run.
-        StorageError: the run is not finished.
+        StorageError: the run is not finished, or damaged.
     """
     run = open_run(folder, data)
+    read = {name: _read(run.path / f"{name}.json") for name in ("result", "provenance")}
+    best = run.path / "checkpoints" / BEST
+    if read["result"]["best"]["value"] is not None and not is_whole(best):
+        raise errors.StorageError(
+            f"the best checkpoint, {best}, is missing or torn: another would not be what was tested"
+        )
     model, datamodule = run.model(), run.datamodule()
     with errors.reporting(errors.DataError), screen.console.status("reading the run's data"):
         datamodule.prepare_data()
         datamodule.setup("fit")
-    read = {name: json.loads((run.path / f"{name}.json").read_text()) for name in ("result", "provenance")}
     then, now = read["provenance"]["data_fingerprint"], datamodule.fingerprint
     if then != now:
         raise errors.DataError(
@@ -83,6 +90,13 @@ def open_source(folder: str, data: Mapping[str, Any]) -> Source:
     assert isinstance(cfg, DictConfig)
     del cfg["defaults"]  # Hydra's
     return Source(run, cfg, model, datamodule, read["result"], read["provenance"])
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise errors.StorageError(f"{path} cannot be read ({error}): the run is damaged, train again") from error
 
 
 def arrays(batch: Mapping[str, Tensor], names: list[str]) -> Arrays:

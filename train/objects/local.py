@@ -155,7 +155,7 @@ class LocalObjects:
             raise
         except OSError as error:
             raise StorageError(
-                f"{self.uri} cannot be used: {error}. Make room, or the folder readable and writable."
+                f"{self.uri} cannot be used: {error}. Make room, or give a folder that can be read and written."
             ) from error
 
     def _path(self, name: str) -> Path:

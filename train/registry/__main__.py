@@ -27,7 +27,7 @@ from train.keys import trusted_keys
 from train.objects.place import MEBIBYTE, Objects, Settings, open_objects
 from train.registry import pointers, versions
 from train.registry.collect import collect
-from train.registry.fetch import check, check_presence, fetch
+from train.registry.fetch import check, fetch
 from train.registry.publish import publish
 from train.registry.table import overview
 
@@ -63,8 +63,7 @@ def _promote(options: argparse.Namespace) -> None:
     """Point at a version, once it is seen to be signed and whole."""
     objects = _objects(options)
     version = versions.find(objects, options.version)
-    manifest = versions.verified(objects, version, trusted_keys(*options.trust), allow_unsigned=options.allow_unsigned)
-    check_presence(objects, version, manifest)
+    check(objects, version, trusted_keys(*options.trust), allow_unsigned=options.allow_unsigned)
     pointers.move(objects, options.pointer, str(version), version.sha256)
     print(f"{options.pointer} of {objects.uri} is {version}")
 

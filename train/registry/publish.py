@@ -43,6 +43,8 @@ def publish(
         StorageError: the store is away; the same call goes on later.
     """
     trusted = trusted or trusted_keys()
+    if not folder.is_dir():
+        raise ConfigError(f"there is no bundle {str(folder)!r}: give the folder that train.export has written")
     verify(folder, trusted=trusted, allow_unsigned=allow_unsigned)
     content, signature = _read(folder)
     manifest = verified_manifest(content, signature, trusted, allow_unsigned)

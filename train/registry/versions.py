@@ -88,10 +88,8 @@ def find(objects: Objects, wanted: str) -> Version:
 
 def verified(objects: Objects, version: Version, trusted: Trusted, *, allow_unsigned: bool = False) -> dict[str, Any]:
     """Return what a version's manifest says. Raises TrustError unless a trusted key signed it."""
-    try:
-        return verified_manifest(version.manifest, signature(objects, version), trusted, allow_unsigned)
-    except TrustError as error:
-        raise TrustError(f"{version} of {objects.uri} cannot be trusted: {error}") from error.__cause__
+    source = f"{version} of {objects.uri}"
+    return verified_manifest(version.manifest, signature(objects, version), trusted, allow_unsigned, source=source)
 
 
 def signature(objects: Objects, version: Version) -> bytes | None:
