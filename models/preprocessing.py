@@ -63,10 +63,16 @@ class NumericEncoding(nn.Module):
         if len(self.with_missing):
             parts.append(is_missing.index_select(1, self.with_missing).to(scaled.dtype))
         if len(self.bin_column):
-            parts.append(
-                ((filled.index_select(1, self.bin_column) - self.bin_left) * self.bin_per_width).clamp(0.0, 1.0)
-            )
+            parts.append(self._bins(filled))
         return torch.cat(parts, dim=1)
+
+    def _bins(self, filled: Tensor) -> Tensor:
+        """Each bin's share that lies below the value, [B, bins]."""
+        if torch.compiler.is_exporting():  # ONNX Runtime copies rows at once, columns number by number
+            above = filled.T.index_select(0, self.bin_column) - self.bin_left.unsqueeze(1)
+            return (above * self.bin_per_width.unsqueeze(1)).clamp(0.0, 1.0).T
+        above = filled.index_select(1, self.bin_column) - self.bin_left
+        return (above * self.bin_per_width).clamp(0.0, 1.0)
 
 
 class TimestampEncoding(nn.Module):
