@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -187,9 +188,8 @@ def _agreed_prefix(store: Any) -> str:
 def leave() -> None:
     """Take this process out of its groups; gloo's threads, were they still there, could abort it at its exit."""
     global _control
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")  # what was not imported has no groups
+    if dist is not None and dist.is_available() and dist.is_initialized():
         _control = None
         dist.destroy_process_group()
 

@@ -180,6 +180,7 @@ def test_a_graph_that_differs_from_torch_is_not_exported(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_encrypted_bundles_open_with_the_master_key_only(
     configure: Callable[..., DictConfig], key: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +196,7 @@ def test_encrypted_bundles_open_with_the_master_key_only(
         open_bundle(folder, trusted=trusted(key)).read("schema.json")
 
 
+@pytest.mark.slow
 def test_publishing_gives_a_version_that_is_fetched_and_verified(
     configure: Callable[..., DictConfig], key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

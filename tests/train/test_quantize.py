@@ -122,6 +122,7 @@ def test_files_hold_no_word_of_where_they_were_made(made: dict[str, Candidate]) 
         assert not [word for word in (b"stack_trace", b".py", b"/tmp") if word in one.path.read_bytes()], one.name
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes(made: dict[str, Candidate], float32: Path, tmp_path: Path) -> None:
     rows = recut(calibration())
     np.savez(tmp_path / "rows.npz", **{f"{i}/{name}": v for i, batch in enumerate(rows) for name, v in batch.items()})
