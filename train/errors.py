@@ -89,6 +89,13 @@ class TrustError(UserError):
     exit_code = 9
 
 
+class SweepError(UserError):
+    """Too many trials of a sweep failed in a row."""
+
+    exit_code = 10
+    on_every_rank = True
+
+
 class StoppedError(UserError):
     """A signal asked the run to stop; it has saved, and the same command goes on."""
 

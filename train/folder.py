@@ -34,6 +34,11 @@ _QUIET = """defaults:
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "optuna", "numpy", "scikit-learn", "pyarrow")
 
 
+def is_plain_name(text: str) -> bool:
+    """Tell whether a text can be the name of a folder, on any machine and in any command line."""
+    return _PLAIN_NAME.fullmatch(text) is not None
+
+
 class RunFolder:
     """One run's folder; made by rank 0, known to all.
 
@@ -44,7 +49,7 @@ class RunFolder:
 
     def __init__(self, root: Path, name: str, run_id: str) -> None:
         for key, value in (("name", name), ("run_id", run_id)):
-            if not _PLAIN_NAME.fullmatch(value) or value == LATEST:
+            if not is_plain_name(value) or value == LATEST:
                 raise ConfigError(
                     f"{key} must be the name of a folder: letters, digits, '.', '_', '=' and '-', first a letter or "
                     f"digit, and not '{LATEST}'; got {value!r}"

@@ -63,6 +63,12 @@ def processes() -> dict[str, int]:
     return {}
 
 
+def num_processes() -> int:
+    """Return how many processes the launcher has started for this run; 1 where Lightning launches them itself."""
+    found = processes()
+    return found["devices"] * found["num_nodes"] if found else 1
+
+
 def new_run_id() -> str:
     """Return an id that sorts by time: 20260131-235959-1a2b."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -112,7 +118,7 @@ def _torchrun_id() -> str | None:
     named = os.environ["TORCHELASTIC_RUN_ID"]
     if named != "none" and not _is_uuid(named):
         return named
-    store = _launcher_store()
+    store = launcher_store()
     return str(store.compare_set(_RUN_ID_KEY, "", new_run_id()).decode())
 
 
@@ -133,12 +139,12 @@ def join(strategy: Any) -> None:
     if not is_under_torchrun() or os.environ["WORLD_SIZE"] == "1":
         return
     import torch.distributed as dist
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    store = PrefixStore(_agreed_prefix(_launcher_store()), _launcher_store())
+    if dist.is_initialized():  # by an earlier run of these processes
+        return
     dist.init_process_group(
         strategy._get_process_group_backend(),
-        store=store,
+        store=new_store(),
         rank=rank(),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=strategy._timeout,
@@ -147,8 +153,8 @@ def join(strategy: Any) -> None:
 
 
 @functools.cache
-def _launcher_store() -> Any:
-    """Return the store that torchrun serves, or else rank 0 does: for as long as the process lives."""
+def launcher_store() -> Any:
+    """Return the store of the processes of torchrun, which serves it, or else rank 0 does, as long as it lives."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -160,6 +166,13 @@ def _launcher_store() -> Any:
         multi_tenant=True,
         wait_for_workers=False,
     )
+
+
+def new_store() -> Any:
+    """Return a store that the processes alive now, and no earlier ones, have to themselves; torchrun's only."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(_agreed_prefix(launcher_store()), launcher_store())
 
 
 def _agreed_prefix(store: Any) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +62,16 @@ class Result:
     baselines: dict[str, Metrics]
 
 
-def run(cfg: DictConfig, *, testing: bool = True) -> Result:
+def run(
+    cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callbacks: Sequence[Callback] = ()
+) -> Result:
     """Train and test the experiment that `cfg` describes, in a run folder of its own.
 
     Args:
         cfg: a checked config.
         testing: whether the test rows are looked at; not by a run whose result others are chosen by.
+        datamodule: that of `cfg.data`, set up by an earlier run; None to make it.
+        callbacks: further ones.
 
     Raises:
         ConfigError: the run folder has checkpoints of another experiment.
@@ -90,11 +94,11 @@ def run(cfg: DictConfig, *, testing: bool = True) -> Result:
         ):
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
-            datamodule = make_data(cfg)
+            datamodule = datamodule or make_data(cfg)
             model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
             if cfg.weights is not None:
                 checkpoint.load_weights(model, Path(cfg.weights))
-            trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror)
+            trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror, callbacks)
             newest = resume.find_checkpoint(cfg, place, mirror, trainer, model)
             if trainer.is_global_zero:
                 introduce(cfg, place, datamodule, trainer)
@@ -132,7 +136,7 @@ class Parts:
 
 
 def make_trainer(
-    cfg: DictConfig, place: folder.RunFolder, fingerprint: str, mirror: Mirror | None
+    cfg: DictConfig, place: folder.RunFolder, fingerprint: str, mirror: Mirror | None, further: Sequence[Callback]
 ) -> tuple[Trainer, Parts]:
     """Make Lightning's trainer with our callbacks, logger and checkpoint writer."""
     telemetry = Telemetry(place.checkpoints)
@@ -144,6 +148,7 @@ def make_trainer(
         watchdog,
         telemetry,
         screen.Bar(telemetry, cfg.monitor),
+        *further,
     ]
     if cfg.patience is not None:
         callbacks.append(

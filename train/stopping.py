@@ -36,6 +36,12 @@ def stop_listening() -> None:
     _on(signal.SIGUSR1, _requeue_now)
 
 
+def ask() -> None:
+    """Ask this process to stop, as SIGTERM would."""
+    global _asked
+    _asked = max(_asked, _STOP)
+
+
 def asked() -> int:
     """Return how urgently this rank was asked to stop; 0 for not."""
     return _asked

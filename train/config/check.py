@@ -72,10 +72,10 @@ def _value(node: DictConfig | ListConfig, step: Any, key: str, findings: list[Fi
 def _nodes(plain: Any, key: str, supplied: Mapping[str, frozenset[str]], complete: bool = True) -> Iterator[Finding]:
     """Findings of every `_target_` node at or below `key`; not `complete` where a constructor adds to the node."""
     if isinstance(plain, dict):
-        complete = complete and plain.get("_partial_") is not True
         if "_target_" in plain:
-            yield from _node(plain, key, supplied.get(key, frozenset()), complete)
-        below_complete = plain.get("_recursive_") is not False
+            is_whole = complete and plain.get("_partial_") is not True
+            yield from _node(plain, key, supplied.get(key, frozenset()), is_whole)
+        below_complete = complete and plain.get("_recursive_") is not False
         for name, value in plain.items():
             yield from _nodes(value, _below(key, name), supplied, below_complete)
     elif isinstance(plain, list):

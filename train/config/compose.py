@@ -68,13 +68,14 @@ def _tried(
         try:
             composed([*kept, line])
         except (HydraException, OmegaConfBaseException) as error:
-            findings.append(_finding_of_override(error, line, composed(kept), groups))
+            findings.append(finding_of_override(error, line, composed(kept), groups))
         else:
             kept = [*kept, line]
     return kept, findings
 
 
-def _finding_of_override(error: Exception, line: str, config: DictConfig, groups: list[str]) -> Finding:
+def finding_of_override(error: Exception, line: str, config: DictConfig, groups: list[str]) -> Finding:
+    """What is wrong with an override that Hydra refuses on top of `config`."""
     origin = override_name(line)
     if isinstance(error, OverrideParseException):
         detail = ", ".join(str(error).splitlines()[1:2]).partition(" expecting")[0]

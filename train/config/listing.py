@@ -35,6 +35,7 @@ Keys (see all of an experiment's: python -m train experiment=NAME --cfg job):
   run_id=ID                                               go on with an earlier run
   data.KEY=VALUE  model.KEY=VALUE                         the experiment
   trainer.max_epochs=5  +trainer.KEY=VALUE                Lightning's Trainer; + for what no yaml file sets
+  +from_sweep=FOLDER                                      the best settings of a sweep; others given with it win
 
 Flags:
 

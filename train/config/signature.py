@@ -3,7 +3,19 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired, Required, Unpack, get_args, get_origin, get_type_hints, is_typeddict
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,
+    Required,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def of_typed_dict(kind: type) -> Parameters:
 
 def as_typed_dict(annotation: Any) -> type | None:
     """The TypedDict of an annotation `T` or `T | None`."""
-    kinds = [annotation, *get_args(annotation)]
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return next((kind for kind in kinds if is_typeddict(kind)), None)
 
 

@@ -1,0 +1,85 @@
+"""One trial: one run of `train.run` in a run folder of its own, in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+
+from train import screen
+from train.run import make_data, run
+from train.sweep import measures
+from train.sweep.pruning import Pruning
+
+
+@dataclass
+class Trials:
+    """Runs trials one after the other; the data stay in memory from one to the next where they are the same.
+
+    Args:
+        monitor: metric that is reported at each validation.
+        judged_by: names of all numbers that a trial is judged by.
+    """
+
+    monitor: str
+    judged_by: Sequence[str]
+    _data: Any = None
+    _data_key: str = field(default="")
+
+    def run(self, cfg: DictConfig, trial: optuna.Trial | None, is_taken: threading.Event) -> dict[str, float] | None:
+        """Train; return what the trial is judged by, of its best checkpoint, or None if it was pruned.
+
+        Args:
+            cfg: of the run.
+            trial: what is reported to; None on ranks but 0, and where there are several objectives.
+            is_taken: set when another worker has the trial.
+
+        Raises:
+            TakenError: another worker has the trial.
+            UserError: as `train.run.run` does.
+        """
+        pruning = Pruning(trial, self.monitor, is_taken)
+        try:
+            with screen.silent():
+                result = run(cfg, testing=False, datamodule=self._datamodule(cfg), callbacks=[pruning])
+            if pruning.is_pruned:
+                return None
+            return measures.measured(self.judged_by, result.metrics, result.folder)
+        finally:
+            _free_memory()
+
+    def _datamodule(self, cfg: DictConfig) -> Any:
+        key = json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
+        if key != self._data_key:
+            self._data, self._data_key = None, ""  # not both in memory
+            self._data, self._data_key = make_data(cfg), key
+        return self._data
+
+
+def _free_memory() -> None:
+    """Give back what a failed trial has left on the device: the next one shall have all of it."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process trains in a run folder."""
+    try:
+        with (run / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none yet
+        return False
+    return False

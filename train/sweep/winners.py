@@ -1,0 +1,111 @@
+"""best.yaml: the leading trials, and the overrides that make the best of them again from nothing but the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from train import folder
+from train.config.settings import TrainSettings
+from train.sweep import best
+from train.sweep.plan import Plan
+from train.sweep.settings import SweepSettings
+from train.sweep.slots import Slot
+from train.sweep.space import Values, decoded, override
+
+FILE = "best.yaml"
+MOST = 10  # of the leading trials
+_OF_ONE_RUN = {"run_id", "output_dir", "resume", "hydra", "sweep", "report"}
+
+
+def write(plan: Plan, slots: Sequence[Slot]) -> None:
+    """Write best.yaml, whole or not at all. There must be a complete trial that keeps the constraints.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    leading = best.leading(plan, slots)
+    shown = best.front(plan, slots) if len(plan.objectives) > 1 else leading[:MOST]
+    content = {"overrides": overrides(plan, leading[0]), "best": [_entry(plan, slot) for slot in shown]}
+    head = "".join(f"# {line}\n" for line in [summary(plan, slots), *commands(plan)])
+    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    folder.write_text(plan.folder / FILE, head + body)
+
+
+def summary(plan: Plan, slots: Sequence[Slot]) -> str:
+    """One line: the best trial, of how many, and what the default came to."""
+    leader = best.best(plan, slots)
+    assert leader is not None
+    done = sum(slot.is_done for slot in slots)
+    of_default = f" (trial 0, the default: {_values(plan, slots[0])})" if _is_default(plan, slots[0], leader) else ""
+    is_default = ", the default" if plan.cfg.start_with_default and leader.number == 0 else ""
+    among = f" of {len(best.front(plan, slots))} on the Pareto front" if len(plan.objectives) > 1 else ""
+    return f"trial {leader.number}{is_default}, the best{among} of {done}: {_values(plan, leader)}{of_default}"
+
+
+def _is_default(plan: Plan, first: Slot, leader: Slot) -> bool:
+    is_default = plan.cfg.start_with_default and plan.cfg.sampler != "grid"
+    return is_default and first.state == "complete" and leader.number != 0
+
+
+def _values(plan: Plan, slot: Slot) -> str:
+    return ", ".join(f"{metric} {value:.4f}" for metric, value in objectives(plan, slot).items())
+
+
+def commands(plan: Plan) -> list[str]:
+    """The command lines that use it: a run with the best settings, and another sweep that begins with them."""
+    place = seen_from_here(plan.folder)
+    chosen = next((line for line in training(plan) if line.startswith("experiment=")), "experiment=NAME")
+    return [
+        f"python -m train {chosen} +from_sweep={place}",
+        f"python -m train.sweep {chosen} study=NEXT warm_start=[{place}]",
+    ]
+
+
+def overrides(plan: Plan, slot: Slot) -> list[str]:
+    """What gives a trial from nothing but the experiment."""
+    return [*training(plan), *(override(key, value) for key, value in values(slot).items())]
+
+
+def training(plan: Plan) -> list[str]:
+    """The overrides of the sweep's command line that each of its runs had, where it ran left out."""
+    dropped = (SweepSettings.__annotations__.keys() - TrainSettings.__annotations__.keys()) | _OF_ONE_RUN
+    return [line for line in plan.configuration.overrides if _first_step(line) not in dropped]
+
+
+def _first_step(line: str) -> str:
+    return line.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0].partition("/")[0]
+
+
+def values(slot: Slot) -> Values:
+    """What a trial chose."""
+    return {} if slot.trial is None else {key: decoded(value) for key, value in slot.trial.params.items()}
+
+
+def objectives(plan: Plan, slot: Slot) -> dict[str, float]:
+    """What a trial came to, by metric; a pruned one what it had last; empty for one that failed."""
+    found = (slot.trial.values if slot.trial is not None else None) or []
+    return {metric: value for (metric, _), value in zip(plan.objectives, found, strict=False)}
+
+
+def run_folder(plan: Plan, slot: Slot) -> Path | None:
+    """Where a trial ran."""
+    return None if slot.trial is None else plan.runs / slot.run_id
+
+
+def _entry(plan: Plan, slot: Slot) -> dict[str, Any]:
+    run = run_folder(plan, slot)
+    return {
+        "number": slot.number,
+        "values": values(slot),
+        "objectives": objectives(plan, slot),
+        "run": None if run is None else str(run.relative_to(plan.folder)),
+    }
+
+
+def seen_from_here(path: Path) -> Path:
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
