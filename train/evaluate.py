@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -21,6 +22,7 @@ from train.config.check import check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pytorch_lightning import Trainer
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
@@ -82,22 +84,30 @@ def read(datamodule: Any, path: str, schema: Mapping[str, Any]) -> int:
 
 def test(model: Any, loader: Any, accelerator: str) -> dict[str, float]:
     """Run Lightning's test over the loader, on one device; return its metrics."""
+    with one_device(accelerator) as trainer:
+        trainer.test(model, dataloaders=loader, verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def one_device(accelerator: str) -> Iterator[Trainer]:
+    """A trainer that evaluates on one device, leaves nothing behind and says nothing."""
     from pytorch_lightning import Trainer
+
+    from train.checkpoint import AtomicCheckpointIO
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it lists the hardware that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders is for those who write them
-        trainer = Trainer(
+        yield Trainer(
             accelerator=accelerator,
             devices=1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],  # where one is saved by hand
         )
-        trainer.test(model, dataloaders=loader, verbose=False)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return dict(metrics)
 
 
 def record(evaluations: Path, result: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:

@@ -62,9 +62,7 @@ class Result:
     baselines: dict[str, Metrics]
 
 
-def run(
-    cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callbacks: Sequence[Callback] = ()
-) -> Result:
+def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callbacks: Sequence[Callback] = ()) -> Result:
     """Train and test the experiment that `cfg` describes, in a run folder of its own.
 
     Args:

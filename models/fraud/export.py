@@ -10,6 +10,7 @@ import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper
 from torch import Tensor, nn
 
+from models.calibration import Calibration
 from models.graph import Graph
 from models.preprocessing import MISSING_TIME, columns_by_kind
 
@@ -60,9 +61,13 @@ def graph_of(detector: Detector, schema: Mapping[str, Any]) -> Graph:
         inputs=inputs,
         outputs=("probability", "decision"),
         dynamic={name: {0: "rows"} for name in inputs},
-        tolerance=STEEP if detector.calibration.method == "isotonic" else 1e-4,
+        tolerance=STEEP if any(_is_steep(part) for part in detector.modules()) else 1e-4,
         front=category_lookup(categorical) if categorical else None,
     )
+
+
+def _is_steep(part: nn.Module) -> bool:
+    return isinstance(part, Calibration) and part.method == "isotonic"
 
 
 def category_lookup(columns: list[Mapping[str, Any]]) -> GraphProto:

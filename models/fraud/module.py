@@ -3,7 +3,7 @@
 Shapes: B rows, F numeric and boolean columns, C categorical, T timestamps, K ensemble members.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -155,6 +155,17 @@ class FraudModule(LightningModule):
         prefixes = ("network.",) if self.average is None else ("network.", "average.")
         state = {name: value for name, value in self.state_dict().items() if not name.startswith(prefixes)}
         return options, state | {prefix + name: value for prefix in prefixes for name, value in smaller.items()}
+
+    @staticmethod
+    def ensemble(modules: "Sequence[FraudModule]", weights: Sequence[float]) -> "FraudModule":
+        """Return the weighted mean of trained modules as one; validating it calibrates it and sets its thresholds.
+
+        Raises:
+            ValueError: they do not take the same inputs.
+        """
+        from models.fraud.ensemble import FraudEnsemble  # which is a FraudModule itself
+
+        return FraudEnsemble.of(modules, weights)
 
     # Training
 

@@ -43,7 +43,7 @@ SHORT = ["experiment=fraud", "trainer=cpu", "data.num_days=31", "test=false"]
 
 def ours(folder: Path, trials: int, seed: int, storage: str | None) -> float:
     """Seconds per trial of our worker, on an objective that does nothing."""
-    overrides = ["experiment=fraud", f"output_dir={folder}", f"trials={trials}", f"seed={seed}"]
+    overrides = ["experiment=fraud", "sweep=fraud", f"output_dir={folder}", f"trials={trials}", f"seed={seed}"]
     overrides += ["pruner=none", "start_with_default=false"]
     plan = plans.make(compose("sweep", overrides), overrides)
     plan.folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def ours(folder: Path, trials: int, seed: int, storage: str | None) -> float:
 
 def bare(folder: Path, trials: int, seed: int, storage: str | None) -> float:
     """Seconds per trial of Optuna by itself."""
-    overrides = ["experiment=fraud", f"output_dir={folder}", "pruner=none"]
+    overrides = ["experiment=fraud", "sweep=fraud", f"output_dir={folder}", "pruner=none"]
     plan = plans.make(compose("sweep", overrides), overrides)
     opened = open_storage(storage, folder) if storage else JournalStorage(JournalFileBackend(str(folder / "journal")))
     study = optuna.create_study(

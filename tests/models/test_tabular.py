@@ -159,6 +159,28 @@ def test_timestamps_are_hour_night_weekday_and_missing():
     assert encoded[4].tolist() == [0.0] * 10 + [1.0]
 
 
+def test_numeric_columns_are_encoded_alike_while_exporting():
+    encoding = NumericEncoding([numeric(missing=0.1), numeric("other", bins=[]), numeric("third", missing=0.2)])
+    values = torch.randn(40, 3) * torch.logspace(-3, 30, 40).unsqueeze(1)
+    values[:4], values[4:6, 1], values[6] = torch.nan, torch.inf, -torch.inf
+    size = torch.export.Dim("rows")
+    program = torch.export.export(encoding, (values,), dynamic_shapes=({0: size},))
+    assert torch.equal(program.module()(values), encoding(values))
+    assert torch.equal(program.module()(values[:1]), encoding(values[:1]))
+
+
+def test_tabm_answers_alike_while_exporting():
+    torch.manual_seed(0)
+    network, size = NETWORKS["tabm"](ALL).eval(), torch.export.Dim("rows")
+    with torch.no_grad():
+        for parameter in network.parameters():  # no scale of 1
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    program = torch.export.export(network, make_inputs(ALL), dynamic_shapes=({0: size},) * 3)
+    for num_rows in (1, 4, 30):  # 4: as many as members
+        inputs = make_inputs(ALL, num_rows)
+        torch.testing.assert_close(program.module()(*inputs), network(*inputs))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch.onnx warns of its own insides
 @each_network

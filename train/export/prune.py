@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from train import screen
+from train import errors, screen
 from train.checkpoint import AtomicCheckpointIO
 from train.export.settings import PruneSettings
 from train.export.source import Source
@@ -30,9 +30,13 @@ def pruned(source: Source, ratio: float, settings: PruneSettings, folder: Path) 
         ratio: share of units, above 0 and below 1.
         settings: how units are chosen, and the steps of fine-tuning.
         folder: the fine-tuning run is kept there.
+
+    Raises:
+        ConfigError: it is no model that can be pruned.
     """
     batches = source.training_batches(TAYLOR_ROWS) if settings["importance"] == "taylor" else []
-    options, state = source.model.pruned(ratio, how=settings["importance"], batches=batches)
+    with errors.reporting(errors.ConfigError):
+        options, state = source.model.pruned(ratio, how=settings["importance"], batches=batches)
     cfg = source.cfg.copy()
     OmegaConf.set_struct(cfg, False)
     cfg.model.update(options)

@@ -42,7 +42,20 @@ def report() -> None:
     rebuild(sys.argv[1:])
 
 
+def with_space(words: list[str]) -> list[str]:
+    """Name the experiment's own search space: sweep=<experiment>, and for sweep=auto sweep=auto/<experiment>.
+
+    Hydra's defaults list could, but not in words where there is no such experiment.
+    """
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    experiment = given.get("experiment")
+    if not experiment or given.get("sweep", "auto") != "auto":
+        return words
+    space = f"auto/{experiment}" if "sweep" in given else experiment
+    return [*(word for word in words if word != "sweep=auto"), f"sweep={space}"]
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = arguments.in_order(sys.argv[1:])
+    sys.argv[1:] = with_space(arguments.in_order(sys.argv[1:]))
     is_report = any(word.startswith("report=") for word in sys.argv[1:])
     sys.exit(errors.guard(report if is_report else main, "sweep"))

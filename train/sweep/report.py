@@ -68,6 +68,10 @@ def write(plan: Plan, study: Study) -> None:
             leader = best.best(plan, found)
             if leader is not None and plan.cfg.test:
                 _test(plan, leader, sum(state == "running" for state in states))
+            if plan.cfg.ensemble:
+                from train.sweep import ensemble  # with torch, which `report=` does without
+
+                ensemble.write(plan, found)
             show(plan, found)
         reported = states
 
