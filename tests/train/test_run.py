@@ -140,7 +140,8 @@ def test_a_crashed_run_goes_on_to_the_same_end(configure, crashing, monkeypatch,
     assert_same_end(whole.folder, cut.folder)
 
 
-@pytest.mark.parametrize("seconds_more", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds_more", [0.1, 0.6])
 def test_a_killed_run_goes_on_to_the_same_end(command, tmp_path, seconds_more):
     arguments = [sys.executable, "-m", "train", *command, "trainer.max_epochs=25", "checkpoint.every_n_steps=5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

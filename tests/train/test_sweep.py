@@ -133,6 +133,7 @@ def test_a_hopeless_trial_is_pruned_and_its_run_stops_there(run_sweep: Callable[
     assert json.loads((run / "result.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_several_objectives_and_constraints_are_measured(run_sweep: Callable[..., None], tmp_path: Path) -> None:
     objectives = [{"metric": "val/average_precision", "mode": "max"}, {"metric": "parameters", "mode": "min"}]
     run_sweep(
@@ -167,6 +168,7 @@ def test_an_objective_that_is_no_metric_is_named(run_sweep: Callable[..., None],
         run_sweep("max_failures=1", "pruner=none", objectives=[{"metric": "val/average_precison", "mode": "max"}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random", "qmc"])
 def test_every_sampler_draws_conditional_spaces(
     run_sweep: Callable[..., None], tmp_path: Path, sampler: str, configure: Callable[..., DictConfig]

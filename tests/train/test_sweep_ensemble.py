@@ -97,6 +97,7 @@ def told(folder: Path) -> dict[str, object]:
     return content
 
 
+@pytest.mark.slow
 def test_it_is_no_worse_on_the_validation_rows_than_the_best_trial_and_saw_no_test_rows(
     searched: tuple[Plan, Sequence[Slot]], whole: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_it_is_no_worse_on_the_validation_rows_than_the_best_trial_and_saw_no_te
     assert not [name for name in result["metrics"] if name.startswith("test/")]
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_take_it_as_any_run(whole: Path, table: Path, tmp_path: Path) -> None:
     with initialize_config_module("configs", version_base="1.3"):
         asked = compose("evaluate", [f"run={whole}", f"data.path={table}", "accelerator=cpu"])
@@ -154,6 +156,7 @@ def test_pruning_it_is_refused_in_words(exporting: Callable[..., DictConfig]) ->
         export(exporting("prune.ratio=0.5"))
 
 
+@pytest.mark.slow
 def test_its_config_fits_the_signatures_and_trains_nothing(whole: Path) -> None:
     cfg = OmegaConf.load(whole / "config.yaml")
     assert isinstance(cfg, DictConfig)
@@ -162,6 +165,7 @@ def test_its_config_fits_the_signatures_and_trains_nothing(whole: Path) -> None:
     assert {member.model._target_.rpartition(".")[2] for member in cfg.model.members} <= {"FraudMLP", "FraudTabM"}
 
 
+@pytest.mark.slow
 def test_test_rows_are_read_where_they_are_asked_for_and_only_once(
     copied: Callable[..., tuple[Plan, Sequence[Slot]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +181,7 @@ def test_test_rows_are_read_where_they_are_asked_for_and_only_once(
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.slow
 def test_trials_on_other_rows_or_on_another_disk_are_left_out_and_said(
     copied: Callable[..., tuple[Plan, Sequence[Slot]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +202,7 @@ def test_trials_on_other_rows_or_on_another_disk_are_left_out_and_said(
     assert {member["run"] for member in result["members"]} <= {first, other}
 
 
+@pytest.mark.slow
 def test_where_no_trial_can_be_opened_there_is_no_ensemble(
     copied: Callable[..., tuple[Plan, Sequence[Slot]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +216,7 @@ def test_where_no_trial_can_be_opened_there_is_no_ensemble(
 @pytest.mark.parametrize(
     "changed", [{"constraints": {"parameters": 1e9}}, {"objectives": [{"metric": "latency_ms", "mode": "min"}]}]
 )
+@pytest.mark.slow
 def test_none_is_made_where_it_would_break_what_the_trials_keep(
     copied: Callable[..., tuple[Plan, Sequence[Slot]]], capsys: pytest.CaptureFixture[str], changed: dict[str, object]
 ) -> None:
@@ -266,6 +273,7 @@ def test_a_key_of_the_command_line_is_not_searched(tmp_path: Path) -> None:
     assert "model.num_members" not in searched
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_default_and_the_best_of_the_latest_studies(tmp_path: Path) -> None:
     for index in range(7):
         folder = tmp_path / "fraud-sweep" / f"study{index}"

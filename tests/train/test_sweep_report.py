@@ -150,6 +150,7 @@ def test_best_yaml_lists_the_leading_trials_as_a_warm_start_reads_them(done: tup
     assert content["best"][0]["values"]["data.windows_days"] in ([1, 7], [1, 7, 30])
 
 
+@pytest.mark.slow
 def test_best_yaml_says_what_the_default_came_to(make: Callable[..., Plan]) -> None:
     made = make("test=false", "start_with_default=true", "model.width=16", "data.windows_days=[1,7]")
     study = opened(made)
@@ -182,6 +183,7 @@ def test_the_table_has_a_typed_column_for_each_key_and_null_where_it_did_not_cou
         assert json.loads(row["data.windows_days"])[:2] == [1, 7]
 
 
+@pytest.mark.slow
 def test_what_else_a_trial_is_judged_by_is_in_the_table(make: Callable[..., Plan]) -> None:
     made = make("test=false", "+constraints.parameters=10")
     study = opened(made)
@@ -202,6 +204,7 @@ def test_the_plots_of_one_objective_are_there(done: tuple[Plan, Study]) -> None:
     assert {path.stem for path in made.folder.glob("*.png")} == PLOTS
 
 
+@pytest.mark.slow
 def test_the_key_that_decides_is_the_most_important_and_conditional_keys_are_ranked(make: Callable[..., Plan]) -> None:
     made = make("test=false", "trials=60", "sampler=random")
     study = opened(made)
@@ -213,6 +216,7 @@ def test_the_key_that_decides_is_the_most_important_and_conditional_keys_are_ran
     assert sum(found.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_too_few_trials_leave_a_plot_out_instead_of_failing(make: Callable[..., Plan]) -> None:
     made = make("test=false")
     study = opened(made)
@@ -221,6 +225,7 @@ def test_too_few_trials_leave_a_plot_out_instead_of_failing(make: Callable[..., 
     assert {path.stem for path in made.folder.glob("*.png")} == PLOTS - {"importance"}
 
 
+@pytest.mark.slow
 def test_of_several_objectives_the_pareto_front_is_kept(make: Callable[..., Plan]) -> None:
     objectives = "objectives=[{metric: val/average_precision, mode: max}, {metric: parameters, mode: min}]"
     made = make("test=false", objectives, "pruner=none")
@@ -328,6 +333,7 @@ def test_a_study_without_a_complete_trial_says_so(
     assert (made.folder / "trials.parquet").exists()
 
 
+@pytest.mark.slow
 def test_one_process_reports_and_another_leaves_it_to_that_one(make: Callable[..., Plan]) -> None:
     made = make("test=false", "trials=2")
     study = opened(made)
@@ -389,6 +395,7 @@ def test_a_command_line_is_quoted_as_a_shell_reads_it(done: tuple[Plan, Study]) 
     assert words[-2:] == [f"output_dir={made.folder}", f"run_id={leader.run_id}"]
 
 
+@pytest.mark.slow
 def test_the_test_rows_are_read_once_by_the_run_of_the_best_trial_as_it_ended(table: Path, tmp_path: Path) -> None:
     from train.run import run
     from train.sweep import testing

@@ -30,18 +30,14 @@ def claimed(study: Study) -> Claim:
     return claim
 
 
-def abandoned(folder: Path, total: int, *, beats: int = 0) -> Claim:
+def abandoned(folder: Path, total: int) -> Claim:
     """A trial of a process that is no more, on another host as far as anyone can tell."""
-    before = dict(slots.owner())
-    slots.owner().update(host="elsewhere")
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(slots, "_host", lambda: "elsewhere")
         claim = claimed(open_study(folder, total))
-        claim.trial.suggest_float("x", 0, 1)
-        claim.trial.report(0.25, 1)
-        claim.trial.set_user_attr(slots.BEAT, beats)
-        return claim
-    finally:
-        slots.owner().update(before)
+    claim.trial.suggest_float("x", 0, 1)
+    claim.trial.report(0.25, 1)
+    return claim
 
 
 def take_all(folder: str, total: int) -> None:

@@ -126,6 +126,7 @@ def test_the_range_test_suggests_a_rate_and_leaves_no_checkpoint(
     assert f",{10 * found['suggestion']:.1e}\n" in printed
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_untrained_weights_and_the_same_again(
     composed: Callable[..., DictConfig],
 ) -> None:
@@ -135,6 +136,7 @@ def test_the_first_loss_is_that_of_the_untrained_weights_and_the_same_again(
     assert first["losses"][100] != first["losses_untrained"][100]
 
 
+@pytest.mark.slow
 def test_no_warm_up_or_decay_of_the_model_reaches_the_range_test(composed: Callable[..., DictConfig]) -> None:
     plain = tune(composed("find=lr", "run_id=a", "model.warmup_share=0", "model.schedule=constant"))
     other = tune(composed("find=lr", "run_id=b", "model.warmup_share=1", "model.lr=7.0"))
@@ -234,6 +236,7 @@ def test_no_faster_beyond_is_the_smallest_size_that_no_larger_one_beats_by_5_per
     assert no_faster_beyond(trials[::-1]) == expected
 
 
+@pytest.mark.slow
 def test_all_sizes_up_to_the_most_are_tried_measured_and_recorded(
     composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,6 +255,7 @@ def test_all_sizes_up_to_the_most_are_tried_measured_and_recorded(
     assert f"data.batch_size={found['no_faster_beyond']}" in printed
 
 
+@pytest.mark.slow
 def test_the_set_of_training_rows_is_the_largest_batch(
     composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,6 +389,7 @@ def test_what_the_config_check_refuses(composed: Callable[..., DictConfig], over
         composed(*overrides)
 
 
+@pytest.mark.slow
 def test_something_else_to_find_is_refused_with_the_choices(table: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "train.tune", *arguments(table, tmp_path), "find=width"]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -108,7 +108,6 @@ def has_claimed(trials: Iterable[FrozenTrial], slot: Slot) -> FrozenTrial | None
     return None
 
 
-@cache
 def owner() -> dict[str, Any]:
     """This process: host, number, and when it was started, since numbers come again."""
     return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig
+from optuna.exceptions import UpdateFinishedTrialError
 
 from train import ranks, stopping
 from train.errors import DataError, InterruptedRunError, PeerLostError, StoppedError, StorageError, UserError
@@ -70,7 +71,7 @@ class Worker:
             outcome = self._run(claim)
             self.heartbeat.hold(None)
             self._finish(claim, outcome)
-        except TakenError:
+        except (TakenError, UpdateFinishedTrialError):
             log.warning("trial %d was taken by another worker, which took this one for dead", claim.slot.number)
         except (StoppedError, InterruptedRunError, KeyboardInterrupt) as error:
             self.study.fail(claim.trial._trial_id, **{slots.INTERRUPTED: True})
