@@ -55,24 +55,25 @@ class NumericEncoding(nn.Module):
 
     def forward(self, numeric: Tensor) -> Tensor:
         """Encode [B, F] as [B, D]."""
+        if torch.compiler.is_exporting():  # ONNX Runtime works through rows at once, through columns number by number
+            return self._encoded(numeric.T, columns=0).T
+        return self._encoded(numeric, columns=1)
+
+    def _encoded(self, numeric: Tensor, *, columns: int) -> Tensor:
+        """Features along the dimension that the columns lie along."""
+        median, iqr = self.median.unsqueeze(1 - columns), self.iqr.unsqueeze(1 - columns)
         is_missing = torch.isnan(numeric)
-        filled = torch.where(is_missing, self.median, numeric)
-        scaled = (filled - self.median) / self.iqr
+        filled = torch.where(is_missing, median, numeric)
+        scaled = (filled - median) / iqr
         scaled = (torch.sign(scaled) * torch.log1p(scaled.abs())).clamp(-SCALED_LIMIT, SCALED_LIMIT)
         parts = [scaled]
         if len(self.with_missing):
-            parts.append(is_missing.index_select(1, self.with_missing).to(scaled.dtype))
-        if len(self.bin_column):
-            parts.append(self._bins(filled))
-        return torch.cat(parts, dim=1)
-
-    def _bins(self, filled: Tensor) -> Tensor:
-        """Each bin's share that lies below the value, [B, bins]."""
-        if torch.compiler.is_exporting():  # ONNX Runtime copies rows at once, columns number by number
-            above = filled.T.index_select(0, self.bin_column) - self.bin_left.unsqueeze(1)
-            return (above * self.bin_per_width.unsqueeze(1)).clamp(0.0, 1.0).T
-        above = filled.index_select(1, self.bin_column) - self.bin_left
-        return (above * self.bin_per_width).clamp(0.0, 1.0)
+            parts.append(is_missing.index_select(columns, self.with_missing).to(scaled.dtype))
+        if len(self.bin_column):  # each bin's share that lies below the value
+            left, per_width = self.bin_left.unsqueeze(1 - columns), self.bin_per_width.unsqueeze(1 - columns)
+            above = filled.index_select(columns, self.bin_column) - left
+            parts.append((above * per_width).clamp(0.0, 1.0))
+        return torch.cat(parts, dim=columns)
 
 
 class TimestampEncoding(nn.Module):

@@ -76,11 +76,14 @@ class TabM(TableNetwork):
     def score(self, encoded: Tensor, categorical: Tensor) -> Tensor:
         """Logits [B, K]."""
         embedded = self.dropout(self.embedding(self.features(encoded, categorical)))
-        hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
+        if torch.compiler.is_exporting():
+            hidden = embedded.unsqueeze(1).expand(-1, self.num_members, -1)  # [B, K, W], see MemberLinear
+        else:
+            hidden = embedded.expand(self.num_members, -1, -1)  # [K, B, W]
         for block in self.blocks:
             hidden = functional.relu(block(hidden))
-        logits: Tensor = self.head(hidden)  # [K, B, 1]
-        return logits.squeeze(2).T
+        logits: Tensor = self.head(hidden).squeeze(2)
+        return logits if torch.compiler.is_exporting() else logits.T
 
     def units(self) -> list[Units]:
         """The shared embedding's units and each layer's."""
@@ -111,10 +114,13 @@ class MemberLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_members, num_outputs).uniform_(-bound, bound))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Apply to [K, B, inputs]."""
-        if torch.compiler.is_exporting():  # one matrix in the file instead of K, and one that int8 can hold
-            product = (hidden * self.input_scale.unsqueeze(1)) @ self.weight
-            return product * self.output_scale.unsqueeze(1) + self.bias.unsqueeze(1)
+        """Apply to [K, B, inputs]; while exporting to [B, K, inputs].
+
+        A graph holds one matrix instead of K, and one that int8 can hold. ONNX Runtime multiplies a row's scales of all
+        members at once, but those of one member row by row.
+        """
+        if torch.compiler.is_exporting():
+            return (hidden * self.input_scale) @ self.weight * self.output_scale + self.bias
         weight = self.weight * self.input_scale.unsqueeze(2) * self.output_scale.unsqueeze(1)
         return torch.baddbmm(self.bias.unsqueeze(1), hidden, weight)
 
