@@ -111,7 +111,8 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
-        if self.next_batch >= self.num_batches:
+        # Evaluation always starts at the first row: Lightning's sanity check leaves it after two batches.
+        if not self.shuffle or self.next_batch >= self.num_batches:
             self.next_batch = 0
         while self.next_batch < self.num_batches:
             start = time.perf_counter()
@@ -121,8 +122,6 @@ class TensorLoader:
             self.next_batch = last
             self.seconds_waiting += time.perf_counter() - start
             yield batches if self.batches_per_call else batches[0]
-        if not self.shuffle:
-            self.next_batch = 0
 
     def _order(self) -> Tensor | None:
         if not self.shuffle:

@@ -81,6 +81,14 @@ def test_evaluation_keeps_the_order_and_gives_single_batches():
     assert torch.cat([batch["numeric"] for batch in batches]).flatten().tolist() == list(range(103))
 
 
+def test_evaluation_has_each_row_also_after_one_that_was_cut_short():
+    loader = make_loader(shuffle=False, batches_per_call=None)
+    iterator = iter(loader)
+    next(iterator), next(iterator)  # as Lightning's sanity check does
+    for _ in range(2):
+        assert torch.cat([batch["numeric"] for batch in loader]).flatten().tolist() == list(range(103))
+
+
 def test_balanced_sampling_draws_about_the_share_of_positives():
     positives = torch.arange(0, 1000, 50)
     order = epoch_order(10_000, seed=0, epoch=0, positives=positives, share=0.3)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -231,6 +232,27 @@ def test_a_method_that_fails_gives_the_reason(float32: Path, tmp_path: Path) -> 
         assert one.note.startswith("failed: ")
     nothing = candidate(float32, tmp_path, "int8_static_minmax", calibration=lambda: iter([]))
     assert nothing == Candidate("int8_static_minmax", None, "failed: ValueError: there are no rows to calibrate with")
+
+
+def test_a_layer_is_split_as_it_computes_whether_it_transposes_its_input_or_its_matrix() -> None:
+    generator = np.random.default_rng(0)
+    matrix, bias = (generator.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (3,)))
+    given = generator.standard_normal((5, 7)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="layer", transA=1, transB=1)],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "rows"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    layers.split_gemm(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.name for node in layers.linear_nodes(model, kinds=frozenset({"MatMul"}))] == ["layer"]
+    session_of_it = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(
+        session_of_it.run(None, {"x": given})[0], given.T @ matrix.T + bias, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_an_unknown_method_is_told(float32: Path, tmp_path: Path) -> None:

@@ -145,13 +145,13 @@ def last(model: ModelProto) -> set[str]:
 def split_gemm(model: ModelProto) -> None:
     """Turn each plain Gemm of a constant matrix into MatMul and Add, which is what some quantizers know.
 
-    The product keeps the node's name.
+    The product keeps the node's name. An input that the Gemm transposes is transposed ahead of it.
     """
     weights, taken = floats(model), set()
     nodes = []
     for node in model.graph.node:
         options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        is_plain = options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0 and not options.get("transA")
+        is_plain = options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
         if node.op_type != "Gemm" or not is_plain or _weight(node) not in weights:
             nodes.append(node)
             continue
@@ -161,6 +161,10 @@ def split_gemm(model: ModelProto) -> None:
         if name not in taken:  # one matrix may serve two layers
             model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix), name))
             taken.add(name)
+        if options.get("transA"):
+            rows = f"{node.output[0]}_rows"
+            nodes.append(helper.make_node("Transpose", [node.input[0]], [rows], name=f"{node.name}_rows", perm=[1, 0]))
+            node.input[0] = rows
         nodes += _product_and_sum(node, name)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
