@@ -40,7 +40,7 @@ from train.sweep.worker import Worker
 OVERHEAD_LIMIT, STEPS_LIMIT, GAP_LIMIT = 1.2, 0.4, 0.002
 METRIC = "val/average_precision"
 # Fewer customers and longer training than the default: the more validations a trial has, the more Hyperband can save.
-SMALL = ["data.num_customers=800", "data.num_terminals=1600", "trainer.max_epochs=27"]
+SMALL = ["data.num_customers=400", "data.num_terminals=800", "trainer.max_epochs=27"]
 SHORT = ["experiment=fraud", "trainer=cpu", "test=false", *SMALL]
 
 
