@@ -168,6 +168,12 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
+def masked(text: str) -> str:
+    """The text without the passwords of the URIs in it."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|sslpassword)=)[^&\s]*", r"\1***", text)
+
+
 def provenance(*, seed: int, fingerprint: str) -> dict[str, Any]:
     """Return what is needed to tell where a run came from: command, code, packages, hardware, data, seed."""
     versions = {}
@@ -176,7 +182,7 @@ def provenance(*, seed: int, fingerprint: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *map(masked, sys.argv)],
         "working_folder": os.getcwd(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": seed,

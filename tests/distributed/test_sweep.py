@@ -176,12 +176,15 @@ def no_process_is_left(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_trial_in_flight_and_the_study_goes_on(sweep: Sweep, wait_until: Wait) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_trials_in_flight_and_the_study_goes_on(
+    sweep: Sweep, wait_until: Wait, number: signal.Signals
+) -> None:
     long = ("trials=2", "trainer.max_epochs=60", "checkpoint.every_n_steps=20", "pruner=none", "workers=2")
     process = sweep.start(*long)
     runs = sweep.folder / "runs" / "fraud-sweep" / "default" / "fraud"
     wait_until("both train", lambda: len({path.parts[-3] for path in runs.glob("*/checkpoints/step=*")}) == 2, 90)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(timeout=30) == 75
     assert {slot.state for slot in sweep.slots(2)} == {"free"}
     assert no_process_is_left(sweep.folder)

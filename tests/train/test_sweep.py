@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from train import stopping
 from train.config.check import check
-from train.errors import DataError, StoppedError, SweepError
+from train.errors import ConfigError, DataError, StoppedError, SweepError
 from train.sweep import slots
 from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
@@ -163,9 +163,65 @@ def test_data_that_cannot_be_read_end_the_sweep_at_once(run_sweep: Callable[...,
     assert states(found(tmp_path, 4)) == ["free"] * 4
 
 
-def test_an_objective_that_is_no_metric_is_named(run_sweep: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match=r"(?s)'val/average_precison'.*did you mean 'val/average_precision'"):
-        run_sweep("max_failures=1", "pruner=none", objectives=[{"metric": "val/average_precison", "mode": "max"}])
+def test_an_objective_that_is_no_metric_ends_the_sweep_at_its_first_trial(
+    run_sweep: Callable[..., None], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)'val/average_precison'.*did you mean 'val/average_precision'"):
+        run_sweep("pruner=none", objectives=[{"metric": "val/average_precison", "mode": "max"}])
+    assert states(found(tmp_path, 4)) == ["free"] * 4
+
+
+def test_another_objective_than_the_monitor_is_what_the_pruner_sees(
+    run_sweep: Callable[..., None], tmp_path: Path
+) -> None:
+    run_sweep(
+        *("trials=2", "sampler=grid", "pruner=median"),
+        space={"model.lr": [1e-2, 1e-7]},
+        objectives=[{"metric": "val/brier", "mode": "min"}],
+        pruner_options={"n_startup_trials": 1},
+    )
+    good, hopeless = found(tmp_path, 2)
+    assert (good.state, hopeless.state) == ("complete", "pruned")
+    assert good.trial is not None
+    assert hopeless.trial is not None
+    assert min(good.trial.intermediate_values.values()) < 0.15
+    assert hopeless.trial.intermediate_values[1] > good.trial.intermediate_values[1]
+
+
+def test_where_no_trial_keeps_the_constraints_the_sweep_has_failed(
+    run_sweep: Callable[..., None], tmp_path: Path
+) -> None:
+    with pytest.raises(SweepError, match="no trial is complete and keeps the constraints"):
+        run_sweep("trials=1", constraints={"parameters": 1})
+
+
+def test_a_study_without_a_trial_may_be_begun_again_with_other_settings(
+    run_sweep: Callable[..., None], tmp_path: Path
+) -> None:
+    run_sweep("timeout=0.000001")
+    run_sweep("trials=1", "trainer.max_epochs=1", space={"model.lr": [1e-2, 1e-3]})
+    with pytest.raises(ConfigError, match=r"(?s)another search:\n  space: model.lr: was"):
+        run_sweep("trials=2", "trainer.max_epochs=1", space={"model.lr": [1e-2]})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys", "rule"),
+    [
+        (["run_id=mine"], {}, "run_id: each trial of a sweep has its own"),
+        ([], {"space": {"output_dir": ["a", "b"]}}, "output_dir cannot be searched"),
+        ([], {"space": {"trials": [1, 2]}}, "trials cannot be searched: it is a setting of the sweep"),
+        ([], {"space": {**SPACE, "model.dropout": {"float": [0, 0.1], "when": {"model.widht": 16}}}}, "'width'"),
+        ([], {"objectives": [{"metrik": "a", "mode": "max"}]}, r"objectives\[0\].metrik"),
+        ([], {"objectives": [{"metric": "a", "mode": "biggest"}]}, r"objectives\[0\].mode"),
+        ([], {"objectives": [{"metric": "parameters", "mode": "min"}]}, "pruner=none"),
+        (["study=../x"], {}, "study must be the name of a folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_the_first_trial(
+    run_sweep: Callable[..., None], tmp_path: Path, overrides: list[str], keys: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        run_sweep(*overrides, **keys)
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ import pytest
 from optuna.trial import TrialState
 
 from train.errors import ConfigError, StorageError
+from train.folder import masked
 from train.sweep import gpus, slots
 from train.sweep.heartbeat import MOST_LOOKS, Heartbeat
-from train.sweep.storage import masked, open_storage
+from train.sweep.storage import open_storage
 from train.sweep.study import Claim, Study, TakenError
 
 FACTS = {"space": {"x": "0 to 1"}}
@@ -73,7 +74,8 @@ def test_a_study_goes_on_to_its_total_and_no_further(tmp_path: Path) -> None:
 
 
 def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
-    open_study(tmp_path, 2)
+    study = open_study(tmp_path, 2)
+    study.finish(claimed(study), [0.5])
     with pytest.raises(ConfigError, match=r"(?s)another search.*space: was .*0 to 1.*is .*0 to 2.*study=NAME"):
         open_study(tmp_path, 2, {"space": {"x": "0 to 2"}})
 
@@ -167,6 +169,12 @@ def test_a_journal_line_that_a_killed_process_has_not_finished_is_cut_off(tmp_pa
     assert [slot.trial and slot.trial.value for slot in open_study(tmp_path, 2).slots()] == [0.5, 0.75]
 
 
+def test_a_journal_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_bytes(b"\xff\xfe garbage\n")
+    with pytest.raises(StorageError, match=r"study.journal is no journal of a study.*study=NAME"):
+        open_study(tmp_path, 2)
+
+
 def test_the_journal_is_free_as_soon_as_a_process_that_held_it_is_killed(tmp_path: Path) -> None:
     open_study(tmp_path, 2)
     reading, writing = os.pipe()
@@ -202,6 +210,8 @@ def test_a_storage_that_cannot_be_used_is_named_without_its_password(
 def test_passwords_are_masked() -> None:
     assert masked("postgresql://u:p@h/d") == "postgresql://u:***@h/d"
     assert masked("postgresql://u@h/d") == "postgresql://u@h/d"
+    assert masked("storage=postgresql://u:p@ss@h/d") == "storage=postgresql://u:***@h/d"
+    assert masked("postgresql://u@h/d?password=secret&x=1") == "postgresql://u@h/d?password=***&x=1"
 
 
 def test_workers_of_one_machine_share_its_gpus_evenly(tmp_path: Path) -> None:

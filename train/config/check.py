@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -122,6 +122,11 @@ def _fits(value: Any, annotation: Any, key: str) -> Iterator[Finding]:
     kind = signature.as_typed_dict(annotation)
     if kind and isinstance(value, dict):
         yield from _against(signature.of_typed_dict(kind), value, key, f"'{key}'")
+        return
+    below = get_args(annotation)[0] if get_origin(annotation) is list else None
+    if below and signature.as_typed_dict(below) and isinstance(value, list):  # which pydantic does not read in 3.11
+        for index, item in enumerate(value):
+            yield from _fits(item, below, f"{key}[{index}]")
         return
     for path, found, rule in misfits(value, dict | None if kind else annotation):
         yield Finding(key + path, rule, shown(found))

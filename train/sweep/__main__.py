@@ -3,7 +3,7 @@
 python -m train.sweep experiment=NAME                                     # 30 trials, one after the other
 python -m train.sweep experiment=NAME workers=2 trials=50                 # two at a time
 python -m train.sweep experiment=NAME storage=postgresql://USER@HOST/DB   # the same on many machines: one study
-torchrun --nproc-per-node=2 -m train.sweep experiment=NAME trainer=ddp    # each trial on two processes
+python -m train.sweep experiment=NAME trainer=ddp trainer.devices=2       # each trial on two processes
 sbatch --array=1-64 scripts/slurm/sweep.sbatch experiment=NAME
 python -m train.sweep report=FOLDER                                       # its files again, and nothing else
 """

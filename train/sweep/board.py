@@ -54,7 +54,7 @@ def introduce(console: Console, plan: Plan, study: Study) -> None:
     """Print what is searched, and how far an earlier start has come."""
     cfg, done = plan.cfg, sum(slot.is_done for slot in study.slots())
     lines = {
-        "study": f"{plan.folder}" + (f", {done} of {plan.total} trials done" if done else ""),
+        "study": f"{plan.folder}" + (f", {done} of {len(study.slots())} trials done" if done else ""),
         "objectives": ", ".join(f"{direction} {metric}" for metric, direction in plan.objectives),
         "search": f"{len(plan.space.parameters)} keys, {plan.total} trials, {cfg.sampler}, pruner {cfg.pruner}",
         "workers": str(cfg.workers),
@@ -86,14 +86,15 @@ class Board:
             live.update(self.drawn(), refresh=True)
             return
         ended = [slot for slot in self.slots if slot.is_done and slot.number not in self._told]
-        for slot in ended:
+        for slot in sorted(ended, key=lambda slot: str(slot.trial and slot.trial.datetime_complete)):
             self._told.add(slot.number)
             self.console.print(self._line(slot), soft_wrap=True, markup=False)
 
     def _line(self, slot: Slot) -> str:
-        chosen = best.best(self.plan, self.slots)
-        leader = f"  best {chosen.number}: {_value(chosen)}" if chosen else ""
-        return f"trial {slot.number + 1}/{self.plan.total} ({slot.number}) {slot.state} {_outcome(slot)}{leader}"
+        chosen = best.best(self.plan, [one for one in self.slots if one.number in self._told])
+        leader = f"  best: {_value(chosen)}, trial {chosen.number}" if chosen else ""
+        done = f"{len(self._told)}/{len(self.slots)}"
+        return f"{done:>7}  trial {slot.number} {slot.state} {_outcome(slot)}{leader}"
 
     def drawn(self) -> Group:
         """The table."""

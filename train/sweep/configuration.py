@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.config.check import find
 from train.config.compose import finding_of_override
-from train.config.finding import Finding, message, shown
+from train.config.finding import Finding, did_you_mean, message, shown
 from train.config.settings import SUPPLIED, TrainSettings
 from train.errors import ConfigError
 from train.sweep.space import ORIGIN, Space, Values, override
 
+MISSING = object()
 MOST_PASSES = 64  # of checks: more choices than that are not all tried before the first trial
 
 
@@ -76,6 +77,8 @@ class Configuration:
     def check(self, space: Space) -> None:
         """Try the ends of every range and each choice. Raises ConfigError that lists all that does not fit."""
         findings: dict[str, Finding] = {}
+        for finding in self._unknown_conditions(space):
+            findings.setdefault(str(finding), finding)
         groups = [parameter for parameter in space.parameters if parameter.key in self.groups]
         for chosen in Space(groups).grid({}) if groups else [{}]:
             for values in _passes(space, chosen, self):
@@ -83,6 +86,16 @@ class Configuration:
                     findings.setdefault(str(finding), finding)
         if findings:
             raise ConfigError(message(findings.values()))
+
+    def _unknown_conditions(self, space: Space) -> Iterator[Finding]:
+        """Keys of a `when` that are neither searched nor in any config that the groups' choices make."""
+        searched = {parameter.key for parameter in space.parameters}
+        for parameter in space.parameters:
+            for key in parameter.when.keys() - searched - set(self.groups):
+                if OmegaConf.select(self.of({}), key, default=MISSING) is MISSING:
+                    parent = OmegaConf.select(self.of({}), key.rpartition(".")[0]) or {}
+                    hint = did_you_mean(key.rpartition(".")[2], [str(name) for name in parent])
+                    yield Finding(f"{parameter.key}.when", f"no key {key!r}{hint}", key, ORIGIN)
 
     def _findings(self, values: Values) -> list[Finding]:
         kept: Values = {}

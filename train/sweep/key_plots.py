@@ -38,13 +38,15 @@ def importance(plan: Plan, slots: Sequence[Slot]) -> Figure | None:
     found = {metric: shares for metric, shares in found.items() if shares}
     if not found:
         return None
+    num_trials = sum(slot.state == "complete" for slot in slots)
     height = 1.3 + 0.28 * max(map(len, found.values()))
     figure, panels = grid(len(found), columns=2, width=5.6, height=height)
     for axes, (metric, shares) in zip(panels, found.items(), strict=True):
         keys = list(shares)[::-1]
         bars = axes.barh(keys, [shares[key] for key in keys], color=BLUE, height=0.65)
         axes.bar_label(bars, [f"{shares[key]:.2f}" for key in keys], padding=3, fontsize=8)
-        axes.set(title=f"importance for {metric}", xlabel="share", xlim=(0, max(shares.values()) * 1.15))
+        title = f"importance for {metric}, by {num_trials} trials"
+        axes.set(title=title, xlabel="share", xlim=(0, max(shares.values()) * 1.15))
         axes.grid(visible=False, axis="y")
     return figure
 

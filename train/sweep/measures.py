@@ -20,6 +20,10 @@ MEASURES = (PARAMETERS, LATENCY)
 _CALLS = 50
 
 
+class UnknownMetricError(ConfigError):
+    """No trial has what the trials are to be judged by."""
+
+
 def measured(names: Iterable[str], metrics: dict[str, float], folder: Path) -> dict[str, float]:
     """Return the named numbers of a finished run.
 
@@ -30,7 +34,7 @@ def measured(names: Iterable[str], metrics: dict[str, float], folder: Path) -> d
         folder: the run's.
 
     Raises:
-        ConfigError: there is no such metric.
+        UnknownMetricError: there is no such metric.
     """
     found = dict(metrics)
     wanted = set(names)
@@ -40,7 +44,7 @@ def measured(names: Iterable[str], metrics: dict[str, float], folder: Path) -> d
         if LATENCY in wanted:
             found[LATENCY] = sum(map(_milliseconds, model.export_graphs()))
     for name in sorted(wanted - found.keys()):
-        raise ConfigError(
+        raise UnknownMetricError(
             f"objectives, constraints: {name!r} is no metric of this experiment's validation"
             f"{did_you_mean(name, found)}; there are {', '.join(sorted({*metrics, *MEASURES}))}"
         )

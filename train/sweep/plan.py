@@ -10,10 +10,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from train import ranks
+from train.config.settings import TrainSettings
 from train.errors import ConfigError
 from train.folder import is_plain_name
 from train.sweep import samplers
 from train.sweep.configuration import Configuration
+from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
 from train.sweep.space import Space, Values, encoded, parse
 
@@ -63,6 +65,11 @@ class Plan:
         return str(self.cfg.name) if self.cfg.storage is None else f"{self.cfg.name}/{self.cfg.study}"
 
     @property
+    def reported(self) -> str:
+        """The metric that the pruner sees: the first objective."""
+        return self.objectives[0][0]
+
+    @property
     def objectives(self) -> list[tuple[str, str]]:
         """Metric and direction of each."""
         asked = self.cfg.objectives or [{"metric": self.cfg.monitor, "mode": self.cfg.mode}]
@@ -85,7 +92,7 @@ class Plan:
         return {
             "objectives": [list(one) for one in self.objectives],
             "constraints": self.constraints,
-            "space": self.space.facts(),
+            **{f"space: {key}": value for key, value in self.space.facts().items()},
             **kept,
         }
 
@@ -133,10 +140,15 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         raise ConfigError(
             f"study must be the name of a folder: letters, digits, '.', '_', '=' and '-'; got {cfg.study!r}"
         )
+    if ranks.multirun_number() is not None:
+        raise ConfigError("--multirun: start the sweeps one by one, each with a name of its own: study=NAME")
     configuration = Configuration("sweep", overrides)
     space = parse(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
+    _check_keys(space)
     given = {line.partition("=")[0].lstrip("+~").partition("@")[0] for line in overrides}
     pinned = tuple(parameter.key for parameter in space.parameters if parameter.key in given)
+    if "run_id" in given:
+        raise ConfigError("run_id: each trial of a sweep has its own; study=NAME names the sweep")
     space = space.without(pinned)
     if not space.parameters:
         raise ConfigError(f"space: every key of it is set on the command line ({', '.join(pinned)}): nothing is left")
@@ -150,11 +162,27 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     return Plan(cfg, configuration, space, pinned, folder, first, known, min(total, int(cfg.trials)))
 
 
+def _check_keys(space: Space) -> None:
+    """Raise a ConfigError for a key that is no trial's own."""
+    own = {key: "the sweep gives each trial its own" for key in ("output_dir", "run_id", "name", "resume", "baselines")}
+    others = SweepSettings.__annotations__.keys() - TrainSettings.__annotations__.keys()
+    own |= {key: "it is a setting of the sweep, not of a run" for key in others}
+    for parameter in space.parameters:
+        root = parameter.key.partition(".")[0]
+        if root in own:
+            raise ConfigError(f"space: {parameter.key} cannot be searched: {own[root]}")
+
+
 def _check_options(cfg: DictConfig) -> None:
     samplers.check("sampler_options", samplers.SAMPLERS[cfg.sampler], cfg.sampler_options)
     samplers.check("pruner_options", samplers.PRUNERS[cfg.pruner], cfg.pruner_options)
     if len(cfg.objectives) > 1 and cfg.pruner != "none":
         raise ConfigError(f"pruner: {cfg.pruner} has no meaning with several objectives: give pruner=none")
+    if cfg.objectives and cfg.pruner != "none" and not str(cfg.objectives[0].metric).startswith("val/"):
+        raise ConfigError(
+            f"pruner: {cfg.pruner} needs a metric of each validation, which {cfg.objectives[0].metric!r} is not: give "
+            "pruner=none"
+        )
     if len(cfg.objectives) > 1 and cfg.sampler in ("cmaes",):
         raise ConfigError(f"sampler: {cfg.sampler} searches for one objective only; take tpe, gp, random, qmc or grid")
     for key, made in (

@@ -1,4 +1,4 @@
-"""Reports the monitored metric of a trial at each validation and ends the trial where the pruner says so."""
+"""Reports a metric of a trial at each validation and ends the trial where the pruner says so."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pruning(Callback):
 
     Args:
         trial: of a study with one objective, on rank 0; None elsewhere, and where nothing is to be reported.
-        monitor: the metric.
+        metric: what is reported.
         is_taken: set when another worker has taken the trial.
 
     Attributes:
@@ -29,8 +29,8 @@ class Pruning(Callback):
         validations: how many there have been, those before a restart included.
     """
 
-    def __init__(self, trial: optuna.Trial | None, monitor: str, is_taken: threading.Event) -> None:
-        self.trial, self.monitor, self.is_taken = trial, monitor, is_taken
+    def __init__(self, trial: optuna.Trial | None, metric: str, is_taken: threading.Event) -> None:
+        self.trial, self.metric, self.is_taken = trial, metric, is_taken
         self.is_pruned = False
         self.validations = 0
         self.reported: set[int] = set()
@@ -58,7 +58,7 @@ class Pruning(Callback):
     def _decision(self, trainer: Trainer) -> int:
         if self.is_taken.is_set():
             return _TAKEN
-        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        value = float(trainer.callback_metrics.get(self.metric, math.nan))
         if self.trial is None or math.isnan(value):
             return _GO_ON
         try:

@@ -13,7 +13,6 @@ from train.errors import ConfigError
 from train.sweep.configuration import Configuration
 from train.sweep.plan import Plan
 from train.sweep.space import parse
-from train.sweep.storage import masked
 
 FILE = "sweep.yaml"
 _HEAD = "# What was asked for. Written at each start of the sweep; read by `python -m train.sweep report=FOLDER`.\n"
@@ -27,7 +26,7 @@ def write(plan: Plan) -> None:
     """
     cfg: Any = OmegaConf.to_container(plan.cfg, resolve=True)
     if cfg["storage"] is not None:
-        cfg["storage"] = masked(cfg["storage"])
+        cfg["storage"] = folder.masked(cfg["storage"])
     content = {
         "total": plan.total,
         "pinned": list(plan.pinned),
@@ -53,7 +52,7 @@ def read(place: Path, storage: str | None) -> Plan:
     there = OmegaConf.load(path)
     assert isinstance(there, DictConfig)
     there.cfg.storage = storage or there.cfg.storage
-    if there.cfg.storage is not None and ":***@" in there.cfg.storage:
+    if there.cfg.storage is not None and "***" in there.cfg.storage:
         raise ConfigError(
             f"report: the study is in {there.cfg.storage}, and no password is kept in files: add storage=URI with it"
         )

@@ -63,6 +63,7 @@ def write(plan: Plan, study: Study) -> None:
     while (found := study.slots()) and (states := [slot.state for slot in found]) != reported:
         with _first(plan.folder / LOCK) as is_first:
             if not is_first:
+                console.print("Another worker reports on this study.")
                 return
             write_files(plan, found)
             leader = best.best(plan, found)

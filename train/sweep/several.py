@@ -73,7 +73,7 @@ def follow(plan: Plan) -> None:
     """
     from train.sweep.trial import Trials
 
-    trials, store, number, never = Trials(plan.cfg.monitor, ()), ranks.new_store(), 0, threading.Event()
+    trials, store, number, never = Trials(plan.reported, ()), ranks.new_store(), 0, threading.Event()
     while (message := _heard(store, str(number))) != _END:
         number += 1
         try:

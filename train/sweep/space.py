@@ -206,12 +206,21 @@ def _distribution(kind: str, node: Mapping[str, Any]) -> BaseDistribution:
     if kind == "choice":
         if not isinstance(values, list) or not values:
             raise ValueError("must list the choices")
-        return CategoricalDistribution([encoded(value) for value in values])
+        choices = [encoded(value) for value in values]
+        if twice := [value for value in choices if choices.count(value) > 1]:
+            raise ValueError(f"must list each choice once; {twice[0]!r} is there {choices.count(twice[0])} times")
+        return CategoricalDistribution(choices)
     types: Any = int if kind == "int" else (int, float)
     if not isinstance(values, list) or len(values) != 2 or not all(_is_number(value, types) for value in values):
         raise ValueError(f"must be two {'whole ' if kind == 'int' else ''}numbers, [low, high]")
     low, high = values
-    log, step = bool(node.get("log", False)), node.get("step")
+    log, step = node.get("log", False), node.get("step")
+    if not isinstance(log, bool):
+        raise ValueError(f"log must be true or false; got {log!r}")
+    if step is not None and not (_is_number(step, types) and step > 0):
+        raise ValueError(f"step must be a {'whole ' if kind == 'int' else ''}number above 0; got {step!r}")
+    if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-6:
+        raise ValueError(f"high must be a whole number of steps above low; {low} to {high} by {step} is not")
     if kind == "float":
         return FloatDistribution(float(low), float(high), log=log, step=step)
     return IntDistribution(low, high, log=log, step=1 if step is None else step)

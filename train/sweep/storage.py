@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,17 +19,14 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from train.errors import ConfigError, StorageError
+from train.folder import masked
 
 log = logging.getLogger(__name__)
 
+JOURNAL = "study.journal"
 PATIENCE_SECONDS = 600.0  # how long a database may be away
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 5.0
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-
-
-def masked(uri: str) -> str:
-    """The URI without its password."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", uri)
 
 
 def open_storage(uri: str | None, folder: Path) -> BaseStorage:
@@ -46,9 +42,14 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
     """
     if uri is None:
         try:
-            return JournalStorage(JournalFile(folder / "study.journal"))
+            return JournalStorage(JournalFile(folder / JOURNAL))
         except OSError as error:
             raise StorageError(f"cannot write the study's journal in {folder}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{folder / JOURNAL} is no journal of a study, or damaged ({_first_line(error)}): move it away, or "
+                "begin another study with study=NAME"
+            ) from error
     scheme, _, rest = uri.partition("://")
     url = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
     try:

@@ -70,7 +70,7 @@ class Study:
 
     def _check(self, directions: Sequence[str], facts: dict[str, Any]) -> None:
         there = self.optuna.user_attrs.get(FACTS)
-        if there is None:
+        if there is None or all(slot.state == "free" for slot in self.slots()):  # nothing that could be mixed up
             self.optuna.set_user_attr(FACTS, facts)
             there = facts
         found = [direction.name.lower() for direction in self.optuna.directions]
@@ -79,7 +79,7 @@ class Study:
             differences.append(f"  directions: was {found}, is {list(directions)}")
         if differences:
             raise ConfigError(
-                f"study {self.name!r} has trials of another search:\n" + "\n".join(differences) + "\n"
+                "the study has trials of another search:\n" + "\n".join(differences) + "\n"
                 "Give the same settings to go on with it, or another name: study=NAME."
             )
 

@@ -91,6 +91,7 @@ def supervise(plan: Plan, study: Study) -> None:
         SweepError: a worker ended with an error.
         StoppedError: asked to stop.
     """
+    stopping.listen()
     children = [Child(number, plan, study) for number in range(plan.cfg.workers)]
     try:
         _watch(children, plan, study)

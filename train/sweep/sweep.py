@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from train import errors, ranks
-from train.sweep import board, gpus, interrupt, plan, report, several, supervisor
+from train import errors, ranks, screen
+from train.errors import SweepError
+from train.sweep import best, board, gpus, interrupt, plan, report, several, supervisor
 from train.sweep.heartbeat import Heartbeat
 from train.sweep.plan import Plan
 from train.sweep.storage import open_storage
@@ -55,12 +56,29 @@ def lead(made: Plan) -> None:
             else:
                 work(made, study)
         report.write(made, study)
+        close(made, study)
+
+
+def close(made: Plan, study: Study) -> None:
+    """Say what was not done. Raises SweepError where all trials are and none of them is good for anything."""
+    found = study.slots()
+    if left := sum(not slot.is_done for slot in found):
+        log.info("%d trials are left", left)
+        screen.console.print(f"{left} of {len(found)} trials are left: the same command goes on with them.")
+    elif best.best(made, found) is None:
+        raise SweepError(
+            f"no trial is complete and keeps the constraints: {made.folder / 'trials.parquet'} has why, trial by trial"
+        )
 
 
 def open_study(made: Plan) -> Study:
     """Open the study, or make it."""
-    with errors.reporting(errors.StorageError):
+    try:
         made.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.StorageError(
+            f"cannot make the study's folder {made.folder}: {error}. Set output_dir to a folder that can be written."
+        ) from error
     storage = open_storage(made.cfg.storage, made.folder)
     directions = [direction for _, direction in made.objectives]
     return Study(storage, made.study_name, directions, total=made.total, facts=made.facts)
@@ -72,7 +90,7 @@ def work(made: Plan, study: Study) -> None:
     from train.sweep.worker import Worker
 
     gpus.share()
-    trials = Trials(made.cfg.monitor, made.judged_by)
+    trials = Trials(made.reported, made.judged_by)
     with Heartbeat(study, made.cfg.heartbeat_seconds) as heartbeat, several.leading(trials.run) as run:
         Worker(made, study, run, heartbeat).work()
 

@@ -16,6 +16,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 
 from train import screen
+from train.errors import DataError
 from train.run import make_data, run
 from train.sweep import measures
 from train.sweep.pruning import Pruning
@@ -26,11 +27,11 @@ class Trials:
     """Runs trials one after the other; the data stay in memory from one to the next where they are the same.
 
     Args:
-        monitor: metric that is reported at each validation.
+        reported: metric that is reported at each validation.
         judged_by: names of all numbers that a trial is judged by.
     """
 
-    monitor: str
+    reported: str
     judged_by: Sequence[str]
     _data: Any = None
     _data_key: str = field(default="")
@@ -47,7 +48,7 @@ class Trials:
             TakenError: another worker has the trial.
             UserError: as `train.run.run` does.
         """
-        pruning = Pruning(trial, self.monitor, is_taken)
+        pruning = Pruning(trial, self.reported, is_taken)
         try:
             with screen.silent():
                 result = run(cfg, testing=False, datamodule=self._datamodule(cfg), callbacks=[pruning])
@@ -63,6 +64,15 @@ class Trials:
             self._data, self._data_key = None, ""  # not both in memory
             self._data, self._data_key = make_data(cfg), key
         return self._data
+
+
+def can_read(cfg: DictConfig) -> bool:
+    """Whether the data of a config are there and break no rule."""
+    try:
+        make_data(cfg)
+    except DataError:
+        return False
+    return True
 
 
 def _free_memory() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from train.sweep.space import Values, decoded, override
 
 FILE = "best.yaml"
 MOST = 10  # of the leading trials
+_OF_ONE_STUDY = {"study", "warm_start"}
 _OF_ONE_RUN = {"run_id", "output_dir", "resume", "hydra", "sweep", "report"}
 
 
@@ -59,10 +62,19 @@ def commands(plan: Plan) -> list[str]:
     """The command lines that use it: a run with the best settings, and another sweep that begins with them."""
     place = seen_from_here(plan.folder)
     chosen = next((line for line in training(plan) if line.startswith("experiment=")), "experiment=NAME")
+    again = [folder.masked(line) for line in plan.configuration.overrides if _first_step(line) not in _OF_ONE_STUDY]
     return [
-        f"python -m train {chosen} +from_sweep={place}",
-        f"python -m train.sweep {chosen} study=NEXT warm_start=[{place}]",
+        shlex.join(["python", "-m", "train", *_flags(), chosen, f"+from_sweep={place}"]),
+        shlex.join(["python", "-m", "train.sweep", *_flags(), *again, "study=NEXT", f"warm_start=[{place}]"]),
     ]
+
+
+def _flags() -> list[str]:
+    """The folder of configs of one's own, as this command line has it."""
+    for index, word in enumerate(sys.argv[:-1]):
+        if word in ("--config-dir", "-cd"):
+            return [word, sys.argv[index + 1]]
+    return [word for word in sys.argv if word.startswith("--config-dir=")]
 
 
 def overrides(plan: Plan, slot: Slot) -> list[str]:

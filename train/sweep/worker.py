@@ -15,6 +15,7 @@ from train import ranks, stopping
 from train.errors import DataError, InterruptedRunError, PeerLostError, StoppedError, StorageError, UserError
 from train.sweep import slots, trial
 from train.sweep.heartbeat import Heartbeat
+from train.sweep.measures import UnknownMetricError
 from train.sweep.plan import Plan
 from train.sweep.slots import Slot
 from train.sweep.study import Claim, Study, TakenError
@@ -114,9 +115,10 @@ class Worker:
         self.study.finish(claim, [outcome[metric] for metric, _ in self.plan.objectives])
 
     def _is_for_all(self, error: Exception) -> bool:
-        """Whether every other trial would fail in the same way: no disk, no database, no data."""
-        searched = any(parameter.key.startswith("data") for parameter in self.plan.space.parameters)
-        return isinstance(error, StorageError) or (isinstance(error, DataError) and not searched)
+        """Whether every other trial would fail in the same way: no disk, no database, no data, no such metric."""
+        if isinstance(error, DataError):
+            return not trial.can_read(self.plan.trial_config({}, "none"))
+        return isinstance(error, StorageError | UnknownMetricError)
 
     def _is_time_up(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline

@@ -253,11 +253,8 @@ def show(found: list[Trial], too_large: int | None, limit: str, device: torch.de
     largest, beyond = max(trial.batch_size for trial in found), no_faster_beyond(found)
     why = f"{too_large:,} does not" if too_large else f"{limit}, and all sizes fit"
     screen.console.print(f"[bold]largest that fits[/]  {largest:,} ({why})", soft_wrap=True)
-    screen.console.print(
-        f"[bold]no faster beyond[/]   {beyond:,}: data.batch_size={beyond} is the smallest that no larger one beats by "
-        "more than 5 % in rows/s.",
-        soft_wrap=True,
-    )
+    said = "the largest one tried is still the fastest" if beyond == largest else "no larger one is 5 % faster"
+    screen.console.print(f"[bold]no faster beyond[/]   {beyond:,}: data.batch_size={beyond}; {said}.", soft_wrap=True)
     if device.type == "cuda":
         screen.console.print("On n GPUs the global batch may be n times as large.")
     screen.console.print("Another batch size wants another learning rate: find=lr again.")
