@@ -183,7 +183,7 @@ def test_a_signal_saves_the_trials_in_flight_and_the_study_goes_on(
     long = ("trials=2", "trainer.max_epochs=60", "checkpoint.every_n_steps=20", "pruner=none", "workers=2")
     process = sweep.start(*long)
     runs = sweep.folder / "runs" / "fraud-sweep" / "default" / "fraud"
-    wait_until("both train", lambda: len({path.parts[-3] for path in runs.glob("*/checkpoints/step=*")}) == 2, 90)
+    wait_until("both train", lambda: len({path.parts[-3] for path in runs.glob("0*/checkpoints/step=*")}) == 2, 90)
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     assert {slot.state for slot in sweep.slots(2)} == {"free"}
