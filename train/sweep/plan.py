@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from optuna.samplers import BaseSampler
 
 from train import ranks
 from train.config.settings import TrainSettings
@@ -96,18 +97,21 @@ class Plan:
             **kept,
         }
 
-    def sampler(self, slot: Slot) -> Any:
-        """The sampler of a slot, with what it is to begin with."""
+    def sampler(self, slot: Slot) -> BaseSampler:
+        """The sampler of a slot."""
         cfg = self.cfg
-        base = samplers.sampler(
+        return samplers.sampler(
             cfg.sampler,
             cfg.sampler_options,
             seed=cfg.seed,
             slot=slot.number,
             is_conditional=any(parameter.when for parameter in self.space.parameters),
         )
-        fixed = self.first[slot.number] if slot.number < len(self.first) else {}
-        return samplers.with_fixed(base, {key: encoded(value) for key, value in fixed.items()})
+
+    def fixed(self, slot: Slot) -> Values:
+        """What a slot is to begin with, as Optuna keeps it."""
+        first = self.first[slot.number] if slot.number < len(self.first) else {}
+        return {key: encoded(value) for key, value in first.items()}
 
     def pruner(self) -> Any:
         """The pruner."""
@@ -116,14 +120,18 @@ class Plan:
 
     def trial_config(self, values: Mapping[str, Any], run_id: str) -> DictConfig:
         """The config of the run of one trial."""
-        cfg = self.configuration.of(values)
+        cfg = self.configuration.of(values, self._prepare)
+        cfg.run_id = run_id
+        return cfg
+
+    def _prepare(self, cfg: DictConfig) -> None:
+        """Set what all trials share."""
         OmegaConf.set_struct(cfg, False)
-        cfg.output_dir, cfg.run_id, cfg.baselines = str(self.folder), run_id, None
+        cfg.output_dir, cfg.baselines = str(self.folder), None
         if cfg.trainer.devices == "auto" and ranks.num_processes() == 1:
             cfg.trainer.devices = 1
         if cfg.checkpoint.mirror is not None:
             cfg.checkpoint.mirror = f"{cfg.checkpoint.mirror}/{self.folder.parent.name}/{self.folder.name}"
-        return cfg
 
 
 def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:

@@ -66,6 +66,13 @@ def sampler(
         return SAMPLERS[name](seed=own, **given)
 
 
+def keep_search_space(before: BaseSampler | None, now: BaseSampler) -> None:
+    """Hand on which keys the trials of the study have in common, so that only new trials are looked at."""
+    for name in ("_search_space", "_group_decomposed_search_space"):
+        if hasattr(before, name) and hasattr(now, name):
+            setattr(now, name, getattr(before, name))
+
+
 def with_fixed(base: BaseSampler, fixed: Mapping[str, Any]) -> BaseSampler:
     """Make a sampler give these values and draw only the others."""
     if not fixed:

@@ -51,9 +51,10 @@ class Slot:
     def state(self) -> State:
         """What became of it; lost and interrupted trials are free again."""
         trial = self.trial
-        if trial is None or (trial.state == TrialState.FAIL and self.reason is None):
+        if trial is None:
             return "free"
-        return _STATES[trial.state]
+        state = _STATES[trial.state]
+        return "free" if state == "failed" and self.reason is None else state
 
     @property
     def reason(self) -> str | None:
@@ -101,10 +102,11 @@ def claim_of(slot: Slot) -> dict[str, Any]:
 
 def has_claimed(trials: Iterable[FrozenTrial], slot: Slot) -> FrozenTrial | None:
     """The trial by which this process holds the next attempt at a slot; None where another was first."""
-    wanted = (slot.number, len(slot.attempts))
+    number, attempt = slot.number, len(slot.attempts)
     for trial in trials:
-        if (trial.user_attrs.get(SLOT), trial.user_attrs.get(ATTEMPT)) == wanted:
-            return trial if trial.user_attrs[OWNER] == owner() else None
+        held = trial.user_attrs
+        if held.get(SLOT) == number and held[ATTEMPT] == attempt:
+            return trial if held[OWNER] == owner() else None
     return None
 
 

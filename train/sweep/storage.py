@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import time
@@ -15,7 +16,8 @@ from typing import Any
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal._file import BaseJournalFileLock, get_lock_file
+from optuna.storages.journal._storage import JournalOperation
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from train.errors import ConfigError, StorageError
@@ -83,44 +85,50 @@ class JournalFile(JournalFileBackend):
     """Optuna's journal file under a lock that the kernel takes from a process however that ends.
 
     Optuna's own locks outlive a killed process for 30 s. What a process killed in the middle of a line has left is cut
-    off before the next line is written.
+    off before the next line is written. Parameters are on the disk with the trial's next report or end, which flush the
+    whole file: after a power cut a trial that was running is lost in either case.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), lock_obj=_Lock(path))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with get_lock_file(self._lock), open(self._file_path, "ab", buffering=0) as file:
+            file.write(lines.encode())
+            if any(log["op_code"] != JournalOperation.SET_TRIAL_PARAM for log in logs):
+                os.fsync(file.fileno())
 
 
 class _Lock(BaseJournalFileLock):
     """An exclusive lock on `<path>.lock`; after taking it the journal ends with a whole line."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, path.with_name(f"{path.name}.lock")
-        self._held: int | None = None
+        # Kept open, since a sweep takes the lock at each step.
+        self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_WRONLY, 0o666)
+        self._journal = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        self._path = path
+
+    def __del__(self) -> None:
+        os.close(self._lock)
+        os.close(self._journal)
 
     def acquire(self) -> bool:
-        self._held = os.open(self._lock, os.O_CREAT | os.O_WRONLY, 0o666)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
-        _cut_torn_line(self._path)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._cut_torn_line()
         return True
 
     def release(self) -> None:
-        assert self._held is not None
-        os.close(self._held)
-        self._held = None
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self._journal).st_size
+        if size == 0 or os.pread(self._journal, 1, size - 1) == b"\n":
             return
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        whole = file.read().rpartition(b"\n")[0]
-        file.truncate(len(whole) + 1 if whole else 0)
-        log.warning("%s: cut off a line that a killed process had not finished", path)
+        whole = self._path.read_bytes().rpartition(b"\n")[0]
+        os.ftruncate(self._journal, len(whole) + 1 if whole else 0)
+        log.warning("%s: cut off a line that a killed process had not finished", self._path)
 
 
 def _patient(storage: BaseStorage) -> BaseStorage:

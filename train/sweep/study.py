@@ -98,8 +98,7 @@ class Study:
             prepare: called with the slot just before its trial begins, to set the sampler.
         """
         is_contested = False
-        while free := [slot for slot in self.slots() if slot.state == "free"]:
-            slot = random.choice(free) if is_contested else free[0]
+        while (slot := self._free(at_random=is_contested)) is not None:
             if prepare is not None:
                 prepare(slot)
             created = self.storage.create_new_trial(self._id, _template(slot))
@@ -110,6 +109,10 @@ class Study:
                 return Claim(slot, optuna.Trial(self.optuna, mine._trial_id))
             is_contested = True
         return None
+
+    def _free(self, *, at_random: bool) -> Slot | None:
+        free = (slot for slot in self.slots() if slot.state == "free")
+        return random.choice(list(free) or [None]) if at_random else next(free, None)
 
     def fail(self, trial_id: int, **attributes: Any) -> bool:
         """Fail a trial, with attributes that say why; tell whether it was still running."""

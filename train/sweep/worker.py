@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +11,11 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 
 from train import ranks, stopping
 from train.errors import DataError, InterruptedRunError, PeerLostError, StoppedError, StorageError, UserError
-from train.sweep import slots, trial
+from train.sweep import samplers, slots, trial
 from train.sweep.heartbeat import Heartbeat
 from train.sweep.measures import UnknownMetricError
 from train.sweep.plan import Plan
@@ -42,6 +44,7 @@ class Worker:
         self.plan, self.study, self.objective, self.heartbeat = plan, study, objective, heartbeat
         self.deadline = None if plan.cfg.timeout is None else time.monotonic() + plan.cfg.timeout
         study.optuna.pruner = plan.pruner()
+        self._sampler: BaseSampler | None = None
 
     def work(self) -> None:
         """Do trials until none is left to do and none is in other hands, or the time is up.
@@ -52,9 +55,16 @@ class Worker:
             SweepError: too many trials failed in a row.
         """
         self.study.give_up_gone()
+        self.study.raise_if_failing(self.plan.cfg.max_failures)
+        gc.freeze()  # else each collection goes through all that was imported
+        try:
+            self._work()
+        finally:
+            gc.unfreeze()
+
+    def _work(self) -> None:
         while not self._is_time_up():
             self._stop_if_asked()
-            self.study.raise_if_failing(self.plan.cfg.max_failures)
             claim = self.study.claim(self._prepare)
             if claim is not None:
                 self._do(claim)
@@ -64,7 +74,10 @@ class Worker:
                 return
 
     def _prepare(self, slot: Slot) -> None:
-        self.study.optuna.sampler = self.plan.sampler(slot)
+        sampler = self.plan.sampler(slot)
+        samplers.keep_search_space(self._sampler, sampler)
+        self._sampler = sampler
+        self.study.optuna.sampler = samplers.with_fixed(sampler, self.plan.fixed(slot))
 
     def _do(self, claim: Claim) -> None:
         self.heartbeat.hold(claim.trial._trial_id)
@@ -85,6 +98,7 @@ class Worker:
             self.study.fail(claim.trial._trial_id, **{slots.REASON: _reason(error)})
             if not _is_own_fault(error):
                 raise
+            self.study.raise_if_failing(self.plan.cfg.max_failures)
         finally:
             self.heartbeat.hold(None)
 
