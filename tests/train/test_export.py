@@ -113,6 +113,7 @@ def from_csv(path: Path, schema: dict[str, Any]) -> dict[str, NDArray[Any]]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_run_exports_to_the_same_bytes(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     first, second = (export(configure(f"output={tmp_path / name}")) for name in ("one", "two"))
     names = sorted(path.name for path in first.iterdir())
@@ -136,6 +137,7 @@ def test_report_card_and_metrics_say_what_was_done(configure: Callable[..., Dict
     assert not list((trained / "export").glob(".work-*"))
 
 
+@pytest.mark.slow
 def test_pruning_takes_units_out_trains_on_and_ships_what_passes(
     configure: Callable[..., DictConfig], trained: Path, key: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_search_finds_the_largest_ratio_that_the_gate_allows(configure: Callab
     assert "pruned_87.5" in json.loads((everything / "metrics.json").read_text())["candidates_on_validation"]
 
 
+@pytest.mark.slow
 def test_calibration_on_wrong_rows_is_stopped_by_the_gate(
     configure: Callable[..., DictConfig], key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_trial_that_fails_keeps_its_reason_and_the_sweep_goes_on(
     assert "not finite" in diverged.reason
 
 
+@pytest.mark.slow
 def test_too_many_failures_in_a_row_stop_the_sweep_with_the_reason(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_too_many_failures_in_a_row_stop_the_sweep_with_the_reason(
     assert states(found(tmp_path, 4)) == ["failed", "failed", "free", "free"]
 
 
+@pytest.mark.slow
 def test_a_wish_to_stop_saves_the_trial_and_the_same_command_goes_on(
     run_sweep: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_data_that_cannot_be_read_end_the_sweep_at_once(run_sweep: Callable[...,
     assert states(found(tmp_path, 4)) == ["free"] * 4
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_no_metric_ends_the_sweep_at_its_first_trial(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -171,6 +174,7 @@ def test_an_objective_that_is_no_metric_ends_the_sweep_at_its_first_trial(
     assert states(found(tmp_path, 4)) == ["free"] * 4
 
 
+@pytest.mark.slow
 def test_another_objective_than_the_monitor_is_what_the_pruner_sees(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -188,6 +192,7 @@ def test_another_objective_than_the_monitor_is_what_the_pruner_sees(
     assert hopeless.trial.intermediate_values[1] > good.trial.intermediate_values[1]
 
 
+@pytest.mark.slow
 def test_where_no_trial_keeps_the_constraints_the_sweep_has_failed(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -195,6 +200,7 @@ def test_where_no_trial_keeps_the_constraints_the_sweep_has_failed(
         run_sweep("trials=1", constraints={"parameters": 1})
 
 
+@pytest.mark.slow
 def test_a_study_without_a_trial_may_be_begun_again_with_other_settings(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -204,6 +210,7 @@ def test_a_study_without_a_trial_may_be_begun_again_with_other_settings(
         run_sweep("trials=2", "trainer.max_epochs=1", space={"model.lr": [1e-2]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "keys", "rule"),
     [

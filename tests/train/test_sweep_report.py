@@ -29,6 +29,8 @@ from train.sweep.study import Claim, Study
 
 from .conftest import small_run
 
+pytestmark = pytest.mark.slow  # each draws or trains
+
 SPACE = """\
 # @package _global_
 space:

@@ -82,6 +82,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         parse({"model.lr": 3, "model.dropout": {"float": [0]}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "rules"),
     [
@@ -140,6 +141,7 @@ def test_a_grid_over_a_range_without_a_step_is_refused() -> None:
         make("sampler=grid", space=KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [

@@ -80,6 +80,7 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         open_study(tmp_path, 2, {"space": {"x": "0 to 2"}})
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_process_that_died_here_is_free_at_once_with_what_it_had_chosen(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
@@ -116,6 +117,7 @@ def test_a_worker_elsewhere_that_gives_no_sign_of_life_loses_its_trial(tmp_path:
     assert claimed(study).slot.number == 0
 
 
+@pytest.mark.slow
 def test_a_worker_elsewhere_that_beats_keeps_its_trial(tmp_path: Path) -> None:
     claim = abandoned(tmp_path, 1)
     study = open_study(tmp_path, 1)

@@ -143,6 +143,7 @@ def test_no_warm_up_or_decay_of_the_model_reaches_the_range_test(composed: Calla
     assert read(plain, "lr.json")["losses"] == read(other, "lr.json")["losses"]
 
 
+@pytest.mark.slow
 def test_a_range_in_which_the_loss_does_not_fall_is_told_and_its_plot_kept(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_module_that_keeps_no_schedule_is_refused() -> None:
         trainer.fit(Plain(), [torch.zeros(1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sought", ["lr", "batch_size"])
 def test_weights_that_are_not_finite_are_told_at_once(
     composed: Callable[..., DictConfig], tmp_path: Path, sought: str
@@ -267,6 +269,7 @@ def test_the_set_of_training_rows_is_the_largest_batch(
     assert "data.batch_size is 9,999, but there are only 1,920 training rows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_on_a_cpu_a_size_whose_memory_is_foreseen_to_be_too_much_is_not_tried(
     composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
