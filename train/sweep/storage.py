@@ -9,6 +9,7 @@ import logging
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,8 @@ class _Lock(BaseJournalFileLock):
         self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_WRONLY, 0o666)
         self._journal = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         self._path = path
-
-    def __del__(self) -> None:
-        os.close(self._lock)
-        os.close(self._journal)
+        for descriptor in (self._lock, self._journal):
+            weakref.finalize(self, os.close, descriptor)
 
     def acquire(self) -> bool:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
