@@ -41,8 +41,9 @@ def abandoned(folder: Path, total: int) -> Claim:
     return claim
 
 
-def take_all(folder: str, total: int) -> None:
+def take_all(folder: str, total: int, all_are_there: Any) -> None:
     study = open_study(Path(folder), total)
+    all_are_there.wait(timeout=60)
     while claim := study.claim():
         claim.trial.suggest_float("x", 0, 1)
         study.finish(claim, [1.0])
@@ -51,7 +52,8 @@ def take_all(folder: str, total: int) -> None:
 def test_processes_that_claim_at_once_do_each_trial_once(tmp_path: Path) -> None:
     total = 24
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=take_all, args=(str(tmp_path), total)) for _ in range(4)]
+    together = context.Barrier(4)
+    processes = [context.Process(target=take_all, args=(str(tmp_path), total, together)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
