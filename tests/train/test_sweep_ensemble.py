@@ -121,8 +121,7 @@ def test_evaluate_and_predict_take_it_as_any_run(whole: Path, table: Path, tmp_p
     assert found["metrics"]["test/average_precision"] > 0.5
     assert found["intervals_95"]["test/average_precision"]
     assert predict(scoring) == 3_000
-    scored = pq.read_table(tmp_path / "out.parquet").to_pandas()
-    assert scored.filter(like="decision").to_numpy().sum() > 0
+    assert 0 < sum(pq.read_table(tmp_path / "out.parquet")["decision"].to_pylist()) < 3_000
 
 
 @pytest.fixture
