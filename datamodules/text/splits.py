@@ -11,11 +11,12 @@ from datamodules.columns import Column, texts
 
 NAMES = ("train", "val", "test")
 USUAL = {"train": ["train", "training"], "val": ["val", "valid", "validation", "dev"], "test": ["test"]}
+Value = str | int | bool
 Rows = NDArray[np.int64]
 
 
 def parts_by_column(
-    column: Column, name: str, splits: Mapping[str, Sequence[str] | None] | None, notes: list[str]
+    column: Column, name: str, splits: Mapping[str, Sequence[Value] | None] | None, notes: list[str]
 ) -> dict[str, Rows]:
     """Rows of each split that a column names; `splits` maps splits to its values, None for the usual ones.
 

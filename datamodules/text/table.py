@@ -47,11 +47,7 @@ class TextTable(TextDataModule):
             {"train": path} | ({"val": val_path} if val_path else {}) | ({"test": test_path} if test_path else {})
         )
         self.split_column = split_column
-        self.splits = (
-            None
-            if splits is None
-            else {name: [str(value) for value in values or []] for name, values in splits.items()}
-        )
+        self.splits = splits
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
     def read(self) -> dict[str, tuple[str, pa.Table]]:
