@@ -1,0 +1,67 @@
+"""The architectures of the text experiment: each is a `TextModule` around one network of models/text/networks.py."""
+
+from typing import Annotated, Unpack
+
+from annotated_types import Ge, Gt, Lt
+
+from models.text.module import Schema, TextModule, Training
+from models.text.networks import Ngram, Transformer
+
+Dropout = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Gt(0)]
+
+
+class TextTransformer(TextModule):
+    """A pre-norm transformer encoder over tokens, pooled by attention."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_blocks: Count,
+        num_heads: Count,
+        dropout: Dropout,
+        token_dropout: Dropout,
+        head_size: Count | None = None,
+        feed_size: Count | None = None,
+        **training: Unpack[Training],
+    ) -> None:
+        network = Transformer(
+            schema,
+            width=width,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            dropout=dropout,
+            token_dropout=token_dropout,
+            head_size=head_size,
+            feed_size=feed_size,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters()
+
+
+class TextNgram(TextModule):
+    """A bag of hashed words and n-grams of words, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759)."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_buckets: Count,
+        longest: Count,
+        dropout: Dropout,
+        token_dropout: Dropout,
+        **training: Unpack[Training],
+    ) -> None:
+        network = Ngram(
+            schema,
+            width=width,
+            num_buckets=num_buckets,
+            longest=longest,
+            dropout=dropout,
+            token_dropout=token_dropout,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters()
