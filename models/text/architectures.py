@@ -38,7 +38,7 @@ class TextTransformer(TextModule):
             feed_size=feed_size,
         )
         super().__init__(schema, network, **training)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them
 
 
 class TextNgram(TextModule):
@@ -64,4 +64,4 @@ class TextNgram(TextModule):
             token_dropout=token_dropout,
         )
         super().__init__(schema, network, **training)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them

@@ -58,7 +58,7 @@ class TextEnsemble(TextModule):
         weights = [member["weight"] for member in members]
         network: Any = Blend(modules, weights, is_multi_label=bool(schema["multi_label"]))
         super().__init__(schema, network, **modules[0].training_options)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them
 
     @classmethod
     def of(cls, modules: Sequence[TextModule], weights: Sequence[float]) -> "TextEnsemble":

@@ -120,15 +120,16 @@ class Ngram(TextNetwork):
     """A bag of words and their n-grams, hashed, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759).
 
     A word's hash is that of its lower-cased characters, however the tokenizer has cut it. The vectors of all n-grams
-    of words, and of the tokens themselves, are added up, divided by the root of their number, and put through one
-    hidden layer beside a linear one.
+    of words, of the words' stems and of the tokens themselves are added up, divided by the root of their number, and
+    mapped to the classes. Vectors begin at zero, so that what training has not seen says nothing; a hidden layer, or a
+    norm of the sum, made it worse on AG News (0.877 instead of 0.882 on validation rows).
 
     Args:
         schema: of the data.
         width: of an n-gram's vector.
         num_buckets: hash buckets of all n-grams together.
         longest: words of the longest n-gram.
-        dropout: of the hidden layer.
+        dropout: of the sum of the vectors.
         token_dropout: share of n-grams that are dropped in training.
     """
 
@@ -145,11 +146,10 @@ class Ngram(TextNetwork):
         super().__init__(schema)
         self.words = Words(schema, num_buckets=num_buckets, longest=longest)
         self.embedding = nn.Embedding(num_buckets + self.vocab_size, width)
-        nn.init.normal_(self.embedding.weight, std=0.1 * width**-0.5)
+        nn.init.zeros_(self.embedding.weight)
         self.token_dropout, self.dropout = RowDropout(token_dropout), RowDropout(dropout)
-        self.norm = nn.RMSNorm(width)
-        self.hidden = nn.Linear(width, width)
         self.head = prior_head(schema, width)
+        nn.init.normal_(self.head.weight, std=width**-0.5)
         self.blocks = nn.ModuleList()
 
     def score(self, tokens: Tensor) -> Tensor:
@@ -165,16 +165,12 @@ class Ngram(TextNetwork):
             bag = (self.embedding(places) * weight.unsqueeze(2)).sum(dim=1)
         else:
             bag = functional.embedding_bag(places, self.embedding.weight, per_sample_weights=weight, mode="sum")
-        bag = self.norm(bag)
-        hidden = bag + functional.gelu(self.hidden(bag))
-        logits: Tensor = self.head(self.dropout(hidden))
+        logits: Tensor = self.head(self.dropout(bag))
         return logits
 
     def units(self) -> list[Units]:
         """The numbers of an n-gram's vector."""
-        slices = [Slice("embedding.weight", 1), Slice("norm.weight", 0), Slice("head.weight", 1)]
-        slices += [Slice("hidden.weight", 0), Slice("hidden.weight", 1), Slice("hidden.bias", 0)]
-        return [Units("width", self.head.in_features, tuple(slices))]
+        return [Units("width", self.head.in_features, (Slice("embedding.weight", 1), Slice("head.weight", 1)))]
 
 
 def prior_head(schema: Mapping[str, Any], width: int) -> nn.Linear:
