@@ -39,6 +39,6 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(path.with_suffix(".lock"), "w"))
+            lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

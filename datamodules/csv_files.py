@@ -85,11 +85,11 @@ def _utf8(filesystem: pa.fs.FileSystem, path: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        if "utf" not in str(error).lower():
-            raise
         with filesystem.open_input_stream(path) as stream:
             broken = _first_broken(stream)
-        raise pa.ArrowInvalid(broken or str(error)) from error
+        if broken is None:
+            raise
+        raise pa.ArrowInvalid(broken) from error
 
 
 def _first_broken(stream: pa.NativeFile) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import tokenizers
 
@@ -21,6 +22,7 @@ from datamodules.text.tokenizer import TRAINED, describe, encode, load, train
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is made here: a new one makes old cache files stale
+TRAINING_CHARACTERS = 10_000  # of each text train the tokenizer: a longer word takes the square of its length
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def tokenized(texts: Mapping[str, Column], how: How) -> Tokenized:
 
 def _make(texts: Mapping[str, Column], how: How, prints: dict[str, str], path: Path) -> Tokenized:
     if how.tokenizer in TRAINED:
-        given = Texts(texts["train"])
+        given = Texts(pc.utf8_slice_codeunits(texts["train"], 0, TRAINING_CHARACTERS))
         tokenizer = train(given, kind=how.tokenizer, vocab_size=how.vocab_size, lowercase=how.lowercase)
     else:
         tokenizer = load(how.tokenizer)

@@ -103,14 +103,19 @@ def _id_of(tokenizer: Tokenizer, role: str) -> int | None:
 def encode(tokenizer: Tokenizer, texts: Column, max_length: int) -> tuple[pa.Array, int]:
     """Token ids, lists of int32, at most `max_length` of each text, and how many texts were longer; in parallel.
 
-    A text that gives no token (one that is missing, where the tokenizer marks no start) gives one: unknown.
+    A text that gives no token (one that is missing, where the tokenizer marks no start) gives one: unknown. Raises
+    ValueError where a tokenizer of one's own knows no unknown words, and meets one.
     """
     known = describe(tokenizer)
     tokenizer.enable_truncation(max_length)
-    instead = next(known[role] for role in ("unk_id", "cls_id", "eos_id", "pad_id") if known.get(role) is not None)
+    special = [known[role] for role in ("unk_id", "cls_id", "eos_id") if known.get(role) is not None]
+    instead = special[0] if special else int(known["pad_id"] == 0)
     parts, num_cut = [pa.array([], pa.large_list(pa.int32()))], 0
     for rows in _chunks(texts):
-        encodings = tokenizer.encode_batch_fast(rows)
+        try:
+            encodings = tokenizer.encode_batch_fast(rows)
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"data.tokenizer cannot take these texts: {error}") from error
         num_cut += sum(bool(encoding.overflowing) for encoding in encodings)
         ids = [encoding.ids or [instead] for encoding in encodings]
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
