@@ -13,6 +13,7 @@ DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 # What a column may turn out to be, in the order in which it is tried.
 LADDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("s"), pa.timestamp("us"), pa.string())
 BLOCK_BYTES = 2 << 20  # Arrow reads 32 such blocks ahead
+TEXT_BLOCK_BYTES = 16 << 20  # a row must fit into a block, and texts may be long
 
 
 def suffix_of(path: str) -> str:
@@ -32,8 +33,10 @@ def read_csv(
     """
     parse = _parse_options(filesystem, path)
     types = dict.fromkeys(_names(filesystem, path), pa.string()) if as_text else None
+    read = pa.csv.ReadOptions(block_size=TEXT_BLOCK_BYTES) if as_text else None
+    convert = _convert_options(columns, types, as_text)
     with _utf8(filesystem, path), filesystem.open_input_stream(path) as stream:
-        return pa.csv.read_csv(stream, parse_options=parse, convert_options=_convert_options(columns, types, as_text))
+        return pa.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
 
 
 def iter_csv(
@@ -76,7 +79,8 @@ def csv_types(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> dict[str, p
 def _names(filesystem: pa.fs.FileSystem, path: str) -> list[str]:
     parse = _parse_options(filesystem, path)
     with _utf8(filesystem, path), filesystem.open_input_stream(path) as stream:
-        return list(pa.csv.open_csv(stream, parse_options=parse).schema.names)
+        read = pa.csv.ReadOptions(block_size=TEXT_BLOCK_BYTES)
+        return list(pa.csv.open_csv(stream, read_options=read, parse_options=parse).schema.names)
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def _batches(
     with _utf8(filesystem, path), filesystem.open_input_stream(path) as stream:
         yield from pa.csv.open_csv(
             stream,
-            read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES),
+            read_options=pa.csv.ReadOptions(block_size=TEXT_BLOCK_BYTES if as_text else BLOCK_BYTES),
             parse_options=parse,
             convert_options=_convert_options(columns, dict(types), as_text),
         )

@@ -7,13 +7,14 @@ BPE: Sennrich et al., https://arxiv.org/abs/1508.07909. Unigram: Kudo, https://a
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from datamodules.columns import Column
@@ -31,6 +32,7 @@ ROLES = {  # names by which tokenizers of others call their special tokens
     "eos_id": ("</s>", "[SEP]", "<eos>", "<|endoftext|>"),
 }
 LONGEST_PIECE = 16  # characters
+CHARACTERS_PER_TOKEN = 64  # no more of a text are read than so many for each token that is kept
 CHUNK_ROWS = 8_192  # bounds the Python objects that encoding makes
 DIGITS = 3  # of a Unigram score: training sums in no fixed order
 
@@ -46,7 +48,7 @@ def train(texts: Iterable[str], *, kind: str, vocab_size: int, lowercase: bool) 
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        options |= {"initial_alphabet": alphabet, "max_token_length": LONGEST_PIECE}
+        options |= {"initial_alphabet": alphabet, "max_token_length": LONGEST_PIECE, "min_frequency": 2}
         tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options))
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -111,19 +113,18 @@ def encode(tokenizer: Tokenizer, texts: Column, max_length: int) -> tuple[pa.Arr
     special = [known[role] for role in ("unk_id", "cls_id", "eos_id") if known.get(role) is not None]
     instead = special[0] if special else int(known["pad_id"] == 0)
     parts, num_cut = [pa.array([], pa.large_list(pa.int32()))], 0
-    for rows in _chunks(texts):
+    most = CHARACTERS_PER_TOKEN * max_length
+    for start in range(0, len(texts), CHUNK_ROWS):
+        column = pc.fill_null(texts.slice(start, CHUNK_ROWS), "")
+        is_long = pc.greater(pc.utf8_length(column), most).to_pylist()
+        rows = pc.utf8_slice_codeunits(column, 0, most).to_pylist()
         try:
             encodings = tokenizer.encode_batch_fast(rows)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"data.tokenizer cannot take these texts: {error}") from error
-        num_cut += sum(bool(encoding.overflowing) for encoding in encodings)
+        num_cut += sum(long or bool(own.overflowing) for long, own in zip(is_long, encodings, strict=True))
         ids = [encoding.ids or [instead] for encoding in encodings]
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
         values = np.fromiter(chain.from_iterable(ids), np.int32, count=int(offsets[-1]))
         parts.append(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values)))
     return pa.concat_arrays(parts), num_cut
-
-
-def _chunks(texts: Column) -> Iterator[list[str]]:
-    for start in range(0, len(texts), CHUNK_ROWS):
-        yield texts.slice(start, CHUNK_ROWS).fill_null("").to_pylist()

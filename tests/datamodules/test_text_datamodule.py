@@ -346,6 +346,14 @@ def test_a_very_long_text_loses_its_end(tmp_path):
     assert noted(module, "texts longer than 32 tokens lose their end: ")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_text_of_megabytes_is_read(tmp_path, name):
+    run = ready(saved(news(), tmp_path / "n.csv"))
+    path = saved(pa.table({"text": ["word " * 700_000, "b"], "label": ["food", "money"]}), tmp_path / name)
+    assert len(make(path).load_other(str(path), run.schema)["target"]) == 2
+    assert sum(len(batch) for batch, _ in make(path).iter_other(str(path), run.schema)) == 2
+
+
 STRANGE = ["ok \x00 nul", "\x07\x1b[31m", "שלום עולם", "مرحبا", "👩‍👩‍👧 🍲", "日本語", "e\u0301", "\ufeffbom"]
 STRANGE += ["\u202eabc", "\U0010fffd"]
 
