@@ -20,7 +20,7 @@ from datamodules.sequences import SequenceLoader, Sequences
 from datamodules.sources import iter_batches, read_table
 from datamodules.text import labels as label
 from datamodules.text.splits import NAMES, shares_of
-from datamodules.text.texts import Texts, hashes, texts_of
+from datamodules.text.texts import Texts, hashes, naming, texts_of
 from datamodules.text.tokenized import How, tokenized
 from datamodules.text.tokenizer import encode
 
@@ -155,7 +155,8 @@ class TextDataModule(LightningDataModule):
         """
         tokenizer, columns = _tokenizer(schema), schema["raw"]["text"]
         for batch in iter_batches(uri, batch_rows=PREDICT_BATCH_ROWS, as_text=True):
-            require_columns(batch.schema, columns)
+            with naming(uri):
+                require_columns(batch.schema, columns)
             tokens = Sequences.of(encode(tokenizer, texts_of(batch, columns, uri), schema["max_length"])[0])
             yield batch, {"tokens": tokens.padded(torch.arange(len(tokens)), schema["tokenizer"]["pad_id"])}
 
@@ -211,12 +212,11 @@ class TextDataModule(LightningDataModule):
 
     def _rows(self, uri: str, table: pa.Table, raw: Mapping[str, Any]) -> Rows:
         """The rows of a table that have a text and a label."""
-        require_columns(table.schema, [*raw["text"], raw["label"]])
+        with naming(uri):
+            require_columns(table.schema, [*raw["text"], raw["label"]])
         texts = texts_of(table, raw["text"], uri)
-        try:
+        with naming(f"{uri}, column {raw['label']!r}"):
             found = label.labels_of(table[raw["label"]], raw["label_separator"])
-        except ValueError as error:
-            raise ValueError(f"{uri}, column {raw['label']!r}: {error}") from error
         has_text, has_label = np.asarray(texts.is_valid()), np.asarray(found.is_valid())
         if not has_text.all():
             self.notes.append(f"{int((~has_text).sum()):,} rows of {uri} without a text are left out")

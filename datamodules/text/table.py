@@ -9,6 +9,7 @@ from datamodules.schema import require_columns
 from datamodules.sources import read_table
 from datamodules.text.datamodule import Options, TextDataModule
 from datamodules.text.splits import Value, parts_by_column
+from datamodules.text.texts import naming
 
 
 class TextTable(TextDataModule):
@@ -56,8 +57,9 @@ class TextTable(TextDataModule):
         if self.split_column is None:
             return tables
         path, table = tables["train"]
-        require_columns(table.schema, [self.split_column])
-        parts = parts_by_column(table[self.split_column], self.split_column, self.splits, self.notes)
+        with naming(path):
+            require_columns(table.schema, [self.split_column])
+            parts = parts_by_column(table[self.split_column], self.split_column, self.splits, self.notes)
         if both := parts.keys() & tables.keys() - {"train"}:
             name = sorted(both)[0]
             raise ValueError(f"{name} rows are named twice: by data.{name}_path and by column {self.split_column!r}")

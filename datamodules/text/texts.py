@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
@@ -37,6 +38,15 @@ class Texts(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), 8_192):
             yield from self.column.slice(start, 8_192).to_pylist()
+
+
+@contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """Put the name of the file before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from error
 
 
 def texts_of(table: pa.Table | pa.RecordBatch, columns: Sequence[str], uri: str) -> Column:

@@ -268,7 +268,7 @@ def test_other_data_stream_in_their_order_labelled_or_not(tmp_path, path):
     ((batch, inputs),) = list(module.iter_other(str(empty), run.schema))
     assert inputs["tokens"].shape == (0, 0)
     wrong = saved(pa.table({"texts": ["a"]}), tmp_path / "w.csv")
-    with pytest.raises(ValueError, match=r"column 'text' is missing \(did you mean 'texts'\?\)"):
+    with pytest.raises(ValueError, match=r"w.csv: column 'text' is missing \(did you mean 'texts'\?\)"):
         list(module.iter_other(str(wrong), run.schema))
 
 
@@ -389,8 +389,8 @@ def test_texts_that_are_not_utf8_are_named(tmp_path):
 
 def test_columns_that_are_missing_or_of_no_use_are_named(tmp_path, path):
     for changes, told in [
-        ({"text": "txt"}, r"column 'txt' is missing \(did you mean 'text'"),
-        ({"label": "lable"}, r"column 'lable' is missing \(did you mean 'label'"),
+        ({"text": "txt"}, r"news.parquet: column 'txt' is missing \(did you mean 'text'"),
+        ({"label": "lable"}, r"news.parquet: column 'lable' is missing \(did you mean 'label'"),
         ({"split_column": "split"}, "column 'split' is missing"),
         ({"label": "text"}, "label must be another column than the text"),
         ({"val_share": 0.5, "test_share": 0.5}, "must be below 1"),

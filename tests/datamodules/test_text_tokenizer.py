@@ -45,6 +45,14 @@ def test_no_character_is_unknown_and_every_text_comes_back(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vocab_size", [300, 50_000])
+def test_any_number_of_ids_may_be_asked_for(kind, vocab_size):
+    tokenizer = train(["the red cat", "日本語のテキスト " * 3], kind=kind, vocab_size=vocab_size, lowercase=True)
+    assert 256 < tokenizer.get_vocab_size() <= vocab_size
+    assert ids_of(tokenizer, "the red cat 日本語")[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_forms_spaces_and_controls_are_folded(kind):
     tokenizer = trained(kind)
     first, *others = ids_of(tokenizer, "the red cat", " The\tRED \x00\ncat ", "the\u00a0red\u3000cat", "ｔｈｅ red cat")
