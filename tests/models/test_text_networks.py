@@ -9,6 +9,7 @@ import torch
 from models.calibration import Temperature
 from models.pruning import prune
 from models.text.export import graph_of
+from models.text.naive_bayes import counts_of, log_ratios
 from models.text.networks import Ngram, Transformer
 from models.text.words import Words
 from train.export import graph as graphs
@@ -174,3 +175,22 @@ def test_words_share_the_buckets_of_their_first_characters():
     assert short[2] == short[3]
     whole = words.spelt(rows, rows != 0, words.is_first(rows, rows != 0), most=9)[:, 0]
     assert len(set(whole.tolist())) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("several", [False, True])
+def test_it_begins_with_naive_bayes(several):
+    made, rows = Ngram(SCHEMA, **{**NGRAM, "num_buckets": 5_000}).eval(), tokens()
+    kinds = torch.arange(40) % 3
+    target = torch.nn.functional.one_hot(kinds, 3).float() if several else kinds
+    batches = [{"tokens": rows[part], "target": target[part]} for part in (slice(0, 7), slice(7, 40))]
+    counts = counts_of(made.features, batches, size=5_000 + len(PIECES), num_classes=3)
+    places, is_there = made.features(rows)
+    assert int(counts.sum()) == int(is_there.sum())
+    made.begin(counts, 0.5)
+    ratios = log_ratios(counts)
+    summed = torch.stack([ratios[own[there]].sum(dim=0) for own, there in zip(places, is_there, strict=True)])
+    expected = 0.5 * summed / is_there.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
+    torch.testing.assert_close(made(rows) - made.head.bias, expected, atol=1e-4, rtol=1e-4)
+    assert (made(rows).argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.8
+    assert made.has_begun
