@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.optim import is_distributed
 
-SMOOTHING = 0.3
+SMOOTHING = 1.0
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
 
