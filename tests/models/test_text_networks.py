@@ -192,5 +192,5 @@ def test_it_begins_with_naive_bayes(several):
     summed = torch.stack([ratios[own[there]].sum(dim=0) for own, there in zip(places, is_there, strict=True)])
     expected = 0.5 * summed / is_there.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
     torch.testing.assert_close(made(rows) - made.head.bias, expected, atol=1e-4, rtol=1e-4)
-    assert (made(rows).argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.8
+    assert (made(rows).argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.55
     assert made.has_begun
