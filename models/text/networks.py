@@ -124,8 +124,7 @@ class Ngram(TextNetwork):
     A word's hash is that of its lower-cased characters, however the tokenizer has cut it. The vectors of all n-grams
     of words, of the words' stems and of the tokens themselves are added up, divided by the root of their number, and
     mapped to the classes. Vectors begin at zero, so that what training has not seen says nothing, or with `begin` at
-    naive Bayes. A hidden layer, or a norm of the sum, made it worse on AG News (0.877 instead of 0.882 on validation
-    rows).
+    naive Bayes. An RMSNorm of the sum was no better on AG News (0.877 beside 0.882 on 3,043 validation rows, one seed).
 
     Args:
         schema: of the data.
