@@ -122,7 +122,7 @@ def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:
 def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monitor: str, mode: str) -> None:
     """Print test metrics, one row a model, and say so where `ours` loses to a baseline on the monitored metric."""
     if not results[ours]:
-        console.print("There are no test rows: nothing was tested.")
+        console.print("Nothing was tested: there are no test rows, or they were left alone.")
         return
     metric = monitor.partition("/")[2]
     names = [name for name in results[ours] if any(name in row for row in results.values())]
