@@ -19,7 +19,14 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock, get_lock_file
 from optuna.storages.journal._storage import JournalOperation
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    PendingRollbackError,
+)
 
 from train.errors import ConfigError, StorageError
 from train.folder import masked
@@ -29,6 +36,8 @@ log = logging.getLogger(__name__)
 JOURNAL = "study.journal"
 PATIENCE_SECONDS = 600.0  # how long a database may be away
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 5.0
+# Optuna reads again on a session whose connection was lost while it read: SQLAlchemy calls that a pending rollback.
+_LOST = (OperationalError, InterfaceError, PendingRollbackError)
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
@@ -166,6 +175,6 @@ def _waiting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _lost_connection(error: BaseException | None) -> BaseException | None:
     """What is behind an error: a connection that was lost, or a row that others hold; None for a defect."""
-    while error is not None and not isinstance(error, OperationalError | InterfaceError):
+    while error is not None and not isinstance(error, _LOST):
         error = error.__cause__
     return error
