@@ -12,6 +12,7 @@ The exit codes of every verb:
     7    a check of the machines failed before training
     8    another process of the run failed, was lost or hung
     9    a bundle, key or signature cannot be trusted
+    10   too many trials of a sweep failed
     75   stopped by a signal after saving; the same command goes on
     130  interrupted
 
