@@ -26,11 +26,6 @@ class Claim:
     slot: Slot
     trial: optuna.Trial
 
-    @property
-    def has_run_before(self) -> bool:
-        """Whether an earlier attempt may have left checkpoints."""
-        return bool(self.slot.attempts)
-
 
 class TakenError(Exception):
     """Another worker took this process for dead and has the trial now."""
