@@ -123,14 +123,14 @@ def reporting(kind: type[UserError]) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_interrupt(resume: str) -> Iterator[None]:
-    """Turn Ctrl-C, also when Lightning has made it a SystemExit, into an error that shows `resume`, a command."""
+def reporting_interrupt(message: str) -> Iterator[None]:
+    """Turn Ctrl-C, also when Lightning has made it a SystemExit, into an error with this message."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        raise InterruptedRunError(f"Interrupted. Go on with:\n  {resume}") from error
+        raise InterruptedRunError(message) from error
 
 
 _failures: list[UserError] = []

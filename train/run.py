@@ -83,11 +83,10 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
     started = time.perf_counter()
     with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
-        command = resume.command(run_id)
         with (
             place.logging_open(),
             failures.reported(place),
-            errors.reporting_interrupt(command),
+            errors.reporting_interrupt(f"Interrupted. Go on with:\n  {resume.command(run_id)}"),
             resume.mirror_of(cfg, place) as mirror,
         ):
             seed_everything(cfg.seed, workers=True, verbose=False)
