@@ -22,6 +22,7 @@ from train import ranks
 from train.errors import ConfigError, StorageError
 
 LATEST = "latest"
+_LOCK = ".lock"
 FILE_ONLY = {"file_only": True}  # `extra` of a log record that is not for the screen
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 # Of a config that is run again as it is: Hydra makes no folder and no log of its own.
@@ -76,7 +77,7 @@ class RunFolder:
 
     def _locked(self) -> IO[str]:
         """Hold the folder for this process; the lock goes with it, however it ends."""
-        lock = (self.path / ".lock").open("w")
+        lock = (self.path / _LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -134,6 +135,18 @@ class RunFolder:
             root.setLevel(level)
             handler.close()
             self.release()
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process trains in a run folder."""
+    try:
+        with (run / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none yet
+        return False
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
