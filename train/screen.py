@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from train.config.finding import seen_from_here
 from train.telemetry import Telemetry
 
 console = Console(highlight=False)
@@ -174,7 +175,7 @@ def _number(value: float | None) -> str:
 
 def show_next(folder: Path) -> None:
     """Print the run folder and the commands that go on from here."""
-    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    place = seen_from_here(folder)
     console.print(f"[bold]run folder[/]  {place}", soft_wrap=True)
     console.print(f"  tensorboard --logdir {place.parent}", soft_wrap=True)
     console.print(f"  python -m train.evaluate run={place} data.path=FILE", soft_wrap=True)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from train import errors, screen
+from train.config.finding import seen_from_here
 from train.export.contest import FLOAT32, Entry, Outcome
 from train.export.source import Source
 from train.export.timing import judged
@@ -55,9 +56,9 @@ def show(source: Source, outcome: Outcome, output: Path, told: Path, *, signed: 
         if entry.verdict is not None and not entry.verdict.passed:
             screen.console.print(f"[dim]refused  {entry.candidate.name}: {entry.verdict.reason}[/]", soft_wrap=True)
     screen.console.print(f"[bold]ships[/]   {outcome.reason}", soft_wrap=True)
-    shown = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in (output, told)]
-    screen.console.print(f"[bold]bundle[/]  {shown[0]}{'' if signed else '  [yellow](unsigned)[/]'}", soft_wrap=True)
-    screen.console.print(f"[bold]report[/]  {shown[1]}", soft_wrap=True)
+    unsigned = "" if signed else "  [yellow](unsigned)[/]"
+    screen.console.print(f"[bold]bundle[/]  {seen_from_here(output)}{unsigned}", soft_wrap=True)
+    screen.console.print(f"[bold]report[/]  {seen_from_here(told)}", soft_wrap=True)
 
 
 def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None:

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from train import errors, folder, ranks, screen
 from train.checkpoint import BEST
+from train.config.finding import seen_from_here
 from train.evaluate import one_device, test
 from train.run import make_data
-from train.sweep import best, winners
+from train.sweep import best
 from train.sweep.candidates import Candidate, candidates
 from train.sweep.plan import Plan
 from train.sweep.selection import selected
@@ -184,7 +185,7 @@ def show(plan: Plan, place: Path) -> None:
     metrics = {name.partition("/")[2]: value for name, value in known["metrics"].items() if name.startswith("test/")}
     if metrics:
         screen.show_metrics("test, the ensemble", metrics, _without_split(known["intervals_95"]))
-    where = winners.seen_from_here(place)
+    where = seen_from_here(place)
     console.print(f"  python -m train.export run={where}", soft_wrap=True, markup=False)
 
 

@@ -20,6 +20,7 @@ from matplotlib.image import imsave
 from rich.console import Console
 
 from train import errors, ranks
+from train.config.finding import seen_from_here
 from train.errors import ConfigError
 from train.sweep import best, hparams, key_plots, remembered, slots, table, trial_plots, winners
 from train.sweep.plan import Plan
@@ -116,7 +117,7 @@ def draw(plan: Plan, found: Sequence[Slot]) -> dict[str, np.ndarray]:
 
 def show(plan: Plan, found: Sequence[Slot]) -> None:
     """Print the best, where all is, and the commands that go on from here."""
-    place = winners.seen_from_here(plan.folder)
+    place = seen_from_here(plan.folder)
     leader = best.best(plan, found)
     if leader is None:
         complete = sum(slot.state == "complete" for slot in found)
@@ -128,7 +129,7 @@ def show(plan: Plan, found: Sequence[Slot]) -> None:
     run = winners.run_folder(plan, leader)
     commands = [
         *winners.commands(plan),
-        *([f"python -m train.export run={winners.seen_from_here(run)}"] if run is not None and run.exists() else []),
+        *([f"python -m train.export run={seen_from_here(run)}"] if run is not None and run.exists() else []),
         f"tensorboard --logdir {place / hparams.FOLDER}",
     ]
     for command in commands:

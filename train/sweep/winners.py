@@ -11,6 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from train import folder
+from train.config.finding import seen_from_here
 from train.config.settings import TrainSettings
 from train.sweep import best
 from train.sweep.plan import Plan
@@ -116,8 +117,3 @@ def _entry(plan: Plan, slot: Slot) -> dict[str, Any]:
         "objectives": objectives(plan, slot),
         "run": None if run is None else str(run.relative_to(plan.folder)),
     }
-
-
-def seen_from_here(path: Path) -> Path:
-    """A path as one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
