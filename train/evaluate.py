@@ -117,8 +117,8 @@ def record(evaluations: Path, result: Mapping[str, Any], figures: Mapping[str, F
     place = evaluations / ranks.new_run_id()
     with errors.reporting(errors.StorageError):
         place.mkdir(parents=True)
-        for name, figure in figures.items():
-            figure.savefig(place / f"{name}.png")
+    for name, figure in figures.items():
+        folder.write_picture(place / f"{name}.png", figure)
     folder.write_json(place / "result.json", result)
     return place
 

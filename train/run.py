@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
@@ -237,10 +234,7 @@ def record(
     """Write plots, TensorBoard's closing entries and, last, result.json; show the results."""
     writer = trainer.logger.experiment  # type: ignore[union-attr]
     for name, figure in model.figures(datamodule).items():
-        canvas = FigureCanvasAgg(figure)  # drawn once for both
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3]
-        imsave(place.path / f"{name}.png", picture)
+        picture = folder.write_picture(place.path / f"{name}.png", figure)
         writer.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
     model.write_summaries(writer, trainer.global_step)
     write_summaries(cfg, trainer, metrics)

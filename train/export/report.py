@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.table import Table
 
-from train import errors, screen
+from train import screen
 from train.config.finding import seen_from_here
 from train.export.contest import FLOAT32, Entry, Outcome
 from train.export.source import Source
 from train.export.timing import judged
-from train.folder import write_text
+from train.folder import write_picture, write_text
 
 
 def metrics(source: Source, outcome: Outcome, tested: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,8 +91,7 @@ def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None
         "",
     ]
     write_text(told, "\n".join(lines))
-    with errors.reporting(errors.StorageError):
-        _picture(source, outcome).savefig(told.with_suffix(".png"))
+    write_picture(told.with_suffix(".png"), _picture(source, outcome))
 
 
 def _header(source: Source) -> list[str]:

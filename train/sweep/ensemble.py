@@ -115,9 +115,8 @@ def tested(model: Any, datamodule: Any, place: Path) -> dict[str, float]:
     """Look at the test rows: return the metrics, and leave the plots; nothing where there are no such rows."""
     loader = datamodule.test_dataloader()
     metrics = test(model, loader, "cpu") if loader else {}
-    with errors.reporting(errors.StorageError):
-        for name, figure in model.figures(datamodule).items():
-            figure.savefig(place / f"{name}.png")
+    for name, figure in model.figures(datamodule).items():
+        folder.write_picture(place / f"{name}.png", figure)
     return metrics
 
 

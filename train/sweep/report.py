@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from rich.console import Console
 
 from train import errors, ranks
 from train.config.finding import seen_from_here
 from train.errors import ConfigError
+from train.folder import write_picture
 from train.sweep import best, hparams, key_plots, remembered, slots, table, trial_plots, winners
 from train.sweep.plan import Plan
 from train.sweep.slots import Slot, State
@@ -104,14 +103,11 @@ def draw(plan: Plan, found: Sequence[Slot]) -> dict[str, np.ndarray]:
     pictures: dict[str, np.ndarray] = {}
     for name, plot in PLOTS.items():
         figure, path = plot(plan, found), plan.folder / f"{name}.png"
+        if figure is not None:
+            pictures[name] = write_picture(path, figure)
+            continue
         with errors.reporting(errors.StorageError):
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            canvas = FigureCanvasAgg(figure)  # drawn once for both
-            canvas.draw()
-            pictures[name] = np.asarray(canvas.buffer_rgba())[..., :3]
-            imsave(path, pictures[name])
+            path.unlink(missing_ok=True)
     return pictures
 
 
