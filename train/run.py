@@ -249,9 +249,7 @@ def record(
         **parts.telemetry.meters.rates(),
     }
     place.write_json("result.json", result)
-    ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
-    label = cfg.model._target_.rpartition(".")[2]
-    screen.show_results({label: ours, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
+    screen.show_test(cfg, metrics, baselines)
     screen.show_next(place.path)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
@@ -142,6 +143,13 @@ def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monit
     if better:
         gaps = ", ".join(f"{name} ({_number(results[name][metric])})" for name in better)
         console.print(f"[yellow]On test {metric}, {ours} ({_number(results[ours][metric])}) loses to {gaps}.[/]")
+
+
+def show_test(cfg: DictConfig, metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> None:
+    """Print those of a run's metrics that are of the test rows, beside its baselines."""
+    ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    label = str(cfg.model._target_).rpartition(".")[2]
+    show_results({label: ours, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
 
 
 def show_metrics(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:

@@ -70,7 +70,7 @@ def write(plan: Plan, study: Study) -> None:
             if leader is not None and plan.cfg.test:
                 _test(plan, leader, sum(state == "running" for state in states))
             if plan.cfg.ensemble:
-                from train.sweep import ensemble  # with torch, which `report=` does without
+                from train.sweep import ensemble  # with Lightning, which `report=` does without
 
                 ensemble.write(plan, found)
             show(plan, found)

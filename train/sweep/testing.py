@@ -56,8 +56,9 @@ def look(plan: Plan, slot: Slot, run: Run) -> None:
     place = winners.run_folder(plan, slot)
     assert place is not None
     cfg = config(plan, slot, place.name)
-    if metrics := known(place):
-        show(cfg, metrics, _read(place / "result.json")["baselines"])
+    known = _read(place / "result.json")
+    if any(name.startswith("test/") for name in known.get("metrics", ())):
+        screen.show_test(cfg, known["metrics"], known["baselines"])
     elif checkpoint.newest_whole(place / "checkpoints") is None and cfg.checkpoint.mirror is None:
         print(f"The run of trial {slot.number} is not on this machine. This trains it here and tests it:")
         print(f"  {command(plan, slot)}")
@@ -74,22 +75,10 @@ def config(plan: Plan, slot: Slot, run_id: str) -> DictConfig:
     return cfg
 
 
-def known(place: Path) -> dict[str, float]:
-    """The test metrics of a run that has them, names without the split."""
-    found = _read(place / "result.json").get("metrics", {})
-    return {name.removeprefix("test/"): value for name, value in found.items() if name.startswith("test/")}
-
-
 def _read(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, json.JSONDecodeError):
         return dict(json.loads(path.read_text()))
     return {}
-
-
-def show(cfg: DictConfig, metrics: dict[str, float], baselines: dict[str, dict[str, float]]) -> None:
-    """Print the table that the run printed when it read the test rows."""
-    label = str(cfg.model._target_).rpartition(".")[2]
-    screen.show_results({label: metrics, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
 
 
 def command(plan: Plan, slot: Slot) -> str:
