@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.config.arguments import key_of
 from train.config.finding import Finding, did_you_mean, message, shown
 from train.config.origin import override_name
 from train.errors import ConfigError
@@ -49,7 +50,7 @@ def _blamed(options: Any) -> list[Finding]:
         except REFUSED:
             return []
         groups = _groups(options.config_name, more)
-        choices = [line for line in options.overrides if _key(line) in groups]
+        choices = [line for line in options.overrides if key_of(line) in groups]
         kept, findings = _tried(choices, [], composed, groups)
         # A wrong choice of a file makes its keys look wrong too: tell the choices first.
         return findings or _tried([o for o in options.overrides if o not in choices], kept, composed, groups)[1]
@@ -140,7 +141,3 @@ def _file_in(error: BaseException) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0]
-
-
-def _key(line: str) -> str:
-    return line.partition("=")[0].lstrip("+~").partition("@")[0]

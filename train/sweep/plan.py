@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
 from train import ranks
+from train.config.arguments import BEST, key_of
 from train.config.settings import TrainSettings
 from train.errors import ConfigError
 from train.folder import is_plain_name
@@ -153,7 +154,7 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     configuration = Configuration("sweep", overrides)
     space = parse(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     _check_keys(space)
-    given = {line.partition("=")[0].lstrip("+~").partition("@")[0] for line in overrides}
+    given = set(map(key_of, overrides))
     pinned = tuple(parameter.key for parameter in space.parameters if parameter.key in given)
     if "run_id" in given:
         raise ConfigError("run_id: each trial of a sweep has its own; study=NAME names the sweep")
@@ -220,7 +221,7 @@ def _first(cfg: DictConfig, configuration: Configuration, space: Space, known: V
 
 def _earlier(folder: Path) -> list[Path]:
     """The folders of the latest other studies of the same experiment, the latest first."""
-    written = [path for path in folder.parent.glob("*/best.yaml") if path.parent != folder]
+    written = [path for path in folder.parent.glob(f"*/{BEST}") if path.parent != folder]
     return [path.parent for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_EARLIER]]
 
 
@@ -240,9 +241,9 @@ def _inside(values: Mapping[str, Any], space: Space) -> Values:
 
 def best_of(folder: Path) -> list[Values]:
     """The values of the best trials of an earlier study. Raises ConfigError where there is none."""
-    path = folder / "best.yaml"
+    path = folder / BEST
     if not path.is_file():
-        raise ConfigError(f"warm_start: {str(folder)!r} is no folder of a study that has ended: it has no best.yaml")
+        raise ConfigError(f"warm_start: {str(folder)!r} is no folder of a study that has ended: it has no {BEST}")
     there: Any = OmegaConf.to_container(OmegaConf.load(path))
     return [dict(one["values"]) for one in there["best"]]
 

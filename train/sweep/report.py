@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from train import errors, ranks
+from train.config.arguments import BEST
 from train.config.finding import seen_from_here
 from train.errors import ConfigError
 from train.folder import write_picture
 from train.sweep import best, hparams, key_plots, remembered, slots, table, trial_plots, winners
 from train.sweep.plan import Plan
 from train.sweep.slots import Slot, State
-from train.sweep.storage import open_storage
+from train.sweep.storage import JOURNAL, open_storage
 from train.sweep.study import Study
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def show(plan: Plan, found: Sequence[Slot]) -> None:
         console.print(f"There is no best trial: {why}. See {place / table.FILE}.", soft_wrap=True, markup=False)
         return
     console.print(f"\n[bold] best[/]  {winners.summary(plan, found)}", soft_wrap=True)
-    console.print(f"[bold]study[/]  {place}: {winners.FILE}, {table.FILE}, plots", soft_wrap=True)
+    console.print(f"[bold]study[/]  {place}: {BEST}, {table.FILE}, plots", soft_wrap=True)
     run = winners.run_folder(plan, leader)
     commands = [
         *winners.commands(plan),
@@ -154,8 +155,8 @@ def rebuild(arguments: Sequence[str]) -> None:
 def read_slots(plan: Plan) -> list[Slot]:
     """What became of the trials of a study that is there. Raises ConfigError where it is not, StorageError."""
     name = plan.study_name
-    if plan.cfg.storage is None and not (plan.folder / "study.journal").is_file():
-        raise ConfigError(f"report: {str(plan.folder)!r} has no study.journal: give storage=URI")
+    if plan.cfg.storage is None and not (plan.folder / JOURNAL).is_file():
+        raise ConfigError(f"report: {str(plan.folder)!r} has no {JOURNAL}: give storage=URI")
     storage = open_storage(plan.cfg.storage, plan.folder)
     try:
         study_id = storage.get_study_id_from_name(name)

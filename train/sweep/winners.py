@@ -11,6 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from train import folder
+from train.config.arguments import BEST, key_of
 from train.config.finding import seen_from_here
 from train.config.settings import TrainSettings
 from train.sweep import best
@@ -19,7 +20,6 @@ from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
 from train.sweep.space import Values, decoded, override
 
-FILE = "best.yaml"
 MOST = 10  # of the leading trials
 _OF_ONE_STUDY = {"study", "warm_start"}
 _OF_ONE_RUN = {"run_id", "output_dir", "resume", "hydra", "sweep", "report"}
@@ -36,7 +36,7 @@ def write(plan: Plan, slots: Sequence[Slot]) -> None:
     content = {"overrides": overrides(plan, leading[0]), "best": [_entry(plan, slot) for slot in shown]}
     head = "".join(f"# {line}\n" for line in [summary(plan, slots), *commands(plan)])
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
-    folder.write_text(plan.folder / FILE, head + body)
+    folder.write_text(plan.folder / BEST, head + body)
 
 
 def summary(plan: Plan, slots: Sequence[Slot]) -> str:
@@ -90,7 +90,7 @@ def training(plan: Plan) -> list[str]:
 
 
 def _first_step(line: str) -> str:
-    return line.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0].partition("/")[0]
+    return key_of(line).partition(".")[0].partition("/")[0]
 
 
 def values(slot: Slot) -> Values:
