@@ -97,8 +97,7 @@ def one_device(accelerator: str) -> Iterator[Trainer]:
     from train.checkpoint import AtomicCheckpointIO
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it lists the hardware that is not there
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loaders is for those who write them
+    with warnings.catch_warnings(action="ignore"):  # Lightning's advice on loaders is for those who write them
         yield Trainer(
             accelerator=accelerator,
             devices=1,

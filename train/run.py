@@ -261,6 +261,5 @@ def write_summaries(cfg: DictConfig, trainer: Trainer, metrics: Metrics) -> None
     chosen = {key: plain[key] for key in ("model", "data", "trainer", "seed")}
     trainer.logger.log_hyperparams(chosen, metrics, step=trainer.global_step)
     trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         trainer.logger.save()

@@ -38,8 +38,7 @@ _STATUS = {
 def write(plan: Plan, slots: Sequence[Slot], pictures: Mapping[str, np.ndarray]) -> None:
     """Write the folder anew. Raises StorageError."""
     place = plan.folder / FOLDER
-    with errors.reporting(errors.StorageError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with errors.reporting(errors.StorageError), warnings.catch_warnings(action="ignore"):
         shutil.rmtree(place, ignore_errors=True)
         hparams = [_described(parameter) for parameter in plan.space.parameters]
         metrics = [summary_v2.Metric(metric) for metric, _ in plan.objectives]

@@ -84,8 +84,7 @@ def _variation(trials: Sequence[FrozenTrial], objective: int) -> float:
 def _fanova(plan: Plan, trials: Sequence[FrozenTrial], keys: list[str], objective: int) -> dict[str, float]:
     study = best.as_optuna(plan, [Slot(number, (trial,)) for number, trial in enumerate(trials)])
     evaluator = FanovaImportanceEvaluator(seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return dict(
             get_param_importances(
                 study, evaluator=evaluator, params=keys, target=lambda trial: float(trial.values[objective])
