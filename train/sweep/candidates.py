@@ -63,7 +63,7 @@ def _opened(plan: Plan, leading: Sequence[Slot]) -> tuple[list[tuple[int, Finish
     found, left_out = [], {}
     for slot in leading:
         try:
-            found.append((slot.number, open_run(str(plan.runs / slot.run_id), {})))
+            found.append((slot.number, open_run(str(plan.run_folder(slot)), {})))
         except errors.UserError as error:  # its disk may be another machine's
             left_out[slot.number] = str(error)
     return found, left_out

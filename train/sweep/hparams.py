@@ -64,7 +64,7 @@ def _write_trial(place: Path, plan: Plan, slot: Slot) -> None:
     with SummaryWriter(str(place)) as writer:
         writer.file_writer.add_summary(row, walltime=begun)
         for metric, value in winners.objectives(plan, slot).items():
-            writer.add_scalar(metric, value, max(trial.intermediate_values, default=0), walltime=ended)
+            writer.add_scalar(metric, value, max(slot.reported, default=0), walltime=ended)
         if slot.is_done:
             writer.file_writer.add_summary(_end(_STATUS[slot.state], ended), walltime=ended)
 

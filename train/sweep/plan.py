@@ -50,10 +50,9 @@ class Plan:
     known: Values
     total: int
 
-    @property
-    def runs(self) -> Path:
-        """Where the trials' run folders are."""
-        return self.folder / str(self.cfg.name)
+    def run_folder(self, slot: Slot) -> Path:
+        """Where a trial ran, or is to run."""
+        return self.folder / str(self.cfg.name) / slot.run_id
 
     @property
     def judged_by(self) -> list[str]:

@@ -123,10 +123,10 @@ def show(plan: Plan, found: Sequence[Slot]) -> None:
         return
     console.print(f"\n[bold] best[/]  {winners.summary(plan, found)}", soft_wrap=True)
     console.print(f"[bold]study[/]  {place}: {BEST}, {table.FILE}, plots", soft_wrap=True)
-    run = winners.run_folder(plan, leader)
+    run = plan.run_folder(leader)
     commands = [
         *winners.commands(plan),
-        *([f"python -m train.export run={seen_from_here(run)}"] if run is not None and run.exists() else []),
+        *([f"python -m train.export run={seen_from_here(run)}"] if run.exists() else []),
         f"tensorboard --logdir {place / hparams.FOLDER}",
     ]
     for command in commands:

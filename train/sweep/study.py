@@ -127,8 +127,7 @@ class Study:
 
     def raise_if_failing(self, most: int) -> None:
         """Raise a SweepError where the last `most` trials to end have all failed."""
-        ended = [slot for slot in self.slots() if slot.is_done and slot.trial is not None]
-        latest = sorted(ended, key=lambda slot: str(slot.trial and slot.trial.datetime_complete))[-most:]
+        latest = slots.ended(self.slots())[-most:]
         if len(latest) == most and all(slot.state == "failed" for slot in latest):
             raise SweepError(
                 f"{most} trials in a row have failed, the last one ({latest[-1].number}) with:\n"

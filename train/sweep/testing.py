@@ -53,9 +53,8 @@ def look(plan: Plan, slot: Slot, run: Run) -> None:
     Raises:
         UserError: as `train.run.run` does.
     """
-    place = winners.run_folder(plan, slot)
-    assert place is not None
-    cfg = config(plan, slot, place.name)
+    place = plan.run_folder(slot)
+    cfg = config(plan, slot)
     known = _read(place / "result.json")
     if any(name.startswith("test/") for name in known.get("metrics", ())):
         screen.show_test(cfg, known["metrics"], known["baselines"])
@@ -67,10 +66,10 @@ def look(plan: Plan, slot: Slot, run: Run) -> None:
         run(cfg)
 
 
-def config(plan: Plan, slot: Slot, run_id: str) -> DictConfig:
+def config(plan: Plan, slot: Slot) -> DictConfig:
     """The config of the best trial's run, with the experiment's own baselines beside it."""
     values = winners.values(slot)
-    cfg = plan.trial_config(values, run_id)
+    cfg = plan.trial_config(values, slot.run_id)
     cfg.baselines, cfg.resume = plan.configuration.of(values).baselines, "auto"
     return cfg
 
@@ -83,10 +82,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def command(plan: Plan, slot: Slot) -> str:
     """The command line that goes on with a trial's run, or starts it where it is not, and tests it."""
-    place = winners.run_folder(plan, slot)
-    lines = [
-        *winners.overrides(plan, slot),
-        f"output_dir={plan.folder}",
-        f"run_id={place.name if place else slot.number}",
-    ]
+    lines = [*winners.overrides(plan, slot), f"output_dir={plan.folder}", f"run_id={slot.run_id}"]
     return shlex.join(["python", "-m", "train", *lines])

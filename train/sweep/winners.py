@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -99,21 +98,14 @@ def values(slot: Slot) -> Values:
 
 
 def objectives(plan: Plan, slot: Slot) -> dict[str, float]:
-    """What a trial came to, by metric; a pruned one what it had last; empty for one that failed."""
-    found = (slot.trial.values if slot.trial is not None else None) or []
-    return {metric: value for (metric, _), value in zip(plan.objectives, found, strict=False)}
-
-
-def run_folder(plan: Plan, slot: Slot) -> Path | None:
-    """Where a trial ran."""
-    return None if slot.trial is None else plan.runs / slot.run_id
+    """The results of a trial by metric."""
+    return {metric: value for (metric, _), value in zip(plan.objectives, slot.results, strict=False)}
 
 
 def _entry(plan: Plan, slot: Slot) -> dict[str, Any]:
-    run = run_folder(plan, slot)
     return {
         "number": slot.number,
         "values": values(slot),
         "objectives": objectives(plan, slot),
-        "run": None if run is None else str(run.relative_to(plan.folder)),
+        "run": str(plan.run_folder(slot).relative_to(plan.folder)),
     }

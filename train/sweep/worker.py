@@ -112,7 +112,7 @@ class Worker:
     def _run_id(self, claim: Claim) -> str:
         """The run folder of earlier attempts, unless a process that was taken for dead still trains there."""
         slot = claim.slot
-        if slot.attempts and folder.is_held(self.plan.runs / slot.run_id):
+        if slot.attempts and folder.is_held(self.plan.run_folder(slot)):
             run_id = f"{slot.number:04d}-{len(slot.attempts)}"
             claim.trial.set_user_attr(slots.RUN_ID, run_id)
             return run_id
