@@ -33,7 +33,7 @@ def shown(plan: Plan, study: Study) -> Iterator[None]:
     introduce(console, plan, study)
     board = Board(plan, study, console)
     end = threading.Event()
-    live = Live(board.drawn(), console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+    live = Live(board.drawn(), console=console, auto_refresh=False) if console.is_terminal else None
 
     def look() -> None:
         with contextlib.suppress(StorageError):  # the worker meets it too

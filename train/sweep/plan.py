@@ -89,7 +89,7 @@ class Plan:
         searched = {parameter.key for parameter in self.space.parameters}
         flat = {key: value for key, value in _flat(plain) if key.partition(".")[0] in _SHARED or key in _SHARED}
         groups = tuple(f"{key}." for key in searched if key in self.configuration.groups)
-        kept = {key: value for key, value in flat.items() if key not in searched and not key.startswith(groups or "?")}
+        kept = {key: value for key, value in flat.items() if key not in searched and not key.startswith(groups)}
         return {
             "objectives": [list(one) for one in self.objectives],
             "constraints": self.constraints,
@@ -166,8 +166,8 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     known = {key: configuration.value(key) for key in asked}
     folder = Path(cfg.output_dir).absolute() / f"{cfg.name}-{STUDIES}" / cfg.study
     first = _first(cfg, configuration, space, known, folder)
-    total = len(first) if cfg.sampler == "grid" else int(cfg.trials)
-    return Plan(cfg, configuration, space, pinned, folder, first, known, min(total, int(cfg.trials)))
+    total = min(len(first), cfg.trials) if cfg.sampler == "grid" else cfg.trials
+    return Plan(cfg, configuration, space, pinned, folder, first, known, total)
 
 
 def _check_keys(space: Space) -> None:
@@ -191,7 +191,7 @@ def _check_options(cfg: DictConfig) -> None:
             f"pruner: {cfg.pruner} needs a metric of each validation, which {cfg.objectives[0].metric!r} is not: give "
             "pruner=none"
         )
-    if len(cfg.objectives) > 1 and cfg.sampler in ("cmaes",):
+    if len(cfg.objectives) > 1 and cfg.sampler == "cmaes":
         raise ConfigError(f"sampler: {cfg.sampler} searches for one objective only; take tpe, gp, random, qmc or grid")
     for key, made in (
         ("sampler_options", lambda: samplers.sampler(cfg.sampler, cfg.sampler_options, seed=0, slot=0)),

@@ -57,11 +57,16 @@ class Trials:
             _free_memory()
 
     def _datamodule(self, cfg: DictConfig) -> Any:
-        key = json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
+        key = data_key(cfg)
         if key != self._data_key:
             self._data, self._data_key = None, ""  # not both in memory
             self._data, self._data_key = make_data(cfg), key
         return self._data
+
+
+def data_key(cfg: DictConfig) -> str:
+    """The same for configs of the same data."""
+    return json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
 
 
 def can_read(cfg: DictConfig) -> bool:
