@@ -178,6 +178,15 @@ def test_best_yaml_says_what_the_default_came_to(make: Callable[..., Plan]) -> N
     assert f"(trial 0, the default: {METRIC} {first.values[0]:.4f})" in head
 
 
+@pytest.mark.slow
+def test_the_first_point_of_a_grid_is_not_called_the_default(tmp_path: Path) -> None:
+    grid = "# @package _global_\nspace:\n  model.width: [8, 16]\n"
+    made = making(tmp_path, grid)("sampler=grid", "start_with_default=true")
+    study = opened(made)
+    do(made, study, lambda values: [0.5])
+    assert winners.summary(made, study.slots()) == f"trial 0, the best of 2: {METRIC} 0.5000"
+
+
 def test_the_table_has_a_typed_column_for_each_key_and_null_where_it_did_not_count(done: tuple[Plan, Study]) -> None:
     made, study = done
     found = pq.read_table(made.folder / "trials.parquet")

@@ -42,16 +42,13 @@ def summary(plan: Plan, slots: Sequence[Slot]) -> str:
     """One line: the best trial, of how many, and what the default came to."""
     leader = best.best(plan, slots)
     assert leader is not None
-    done = sum(slot.is_done for slot in slots)
-    of_default = f" (trial 0, the default: {_values(plan, slots[0])})" if _is_default(plan, slots[0], leader) else ""
-    is_default = ", the default" if plan.cfg.start_with_default and leader.number == 0 else ""
+    has_default = plan.cfg.start_with_default and plan.cfg.sampler != "grid"
+    is_default, of_default = ", the default" if has_default and leader.number == 0 else "", ""
+    if has_default and not is_default and slots[0].state == "complete":
+        of_default = f" (trial 0, the default: {_values(plan, slots[0])})"
     among = f" of {len(best.front(plan, slots))} on the Pareto front" if len(plan.objectives) > 1 else ""
+    done = sum(slot.is_done for slot in slots)
     return f"trial {leader.number}{is_default}, the best{among} of {done}: {_values(plan, leader)}{of_default}"
-
-
-def _is_default(plan: Plan, first: Slot, leader: Slot) -> bool:
-    is_default = plan.cfg.start_with_default and plan.cfg.sampler != "grid"
-    return is_default and first.state == "complete" and leader.number != 0
 
 
 def _values(plan: Plan, slot: Slot) -> str:
