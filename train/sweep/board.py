@@ -99,7 +99,7 @@ class Board:
     def drawn(self) -> Group:
         """The table."""
         counts = Counter(slot.state for slot in self.slots)
-        done = counts["complete"] + counts["pruned"] + counts["failed"]
+        done = sum(slot.is_done for slot in self.slots)
         bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[left]}"))
         said = ", ".join(f"{counts[state]} {state}" for state in ("running", "pruned", "failed") if counts[state])
         bar.add_task(

@@ -21,7 +21,6 @@ from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
 from train.sweep.space import Space, Values, encoded, parse
 
-STUDIES = "sweep"
 MOST_EARLIER = 5  # studies that a new one begins with the best of, where no folders are named
 _SHARED = ("data", "model", "seed", "weights", "trainer.max_epochs", "trainer.max_steps")
 
@@ -164,7 +163,7 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     _check_options(cfg)
     asked = {key for parameter in space.parameters for key in parameter.when}
     known = {key: configuration.value(key) for key in asked}
-    folder = Path(cfg.output_dir).absolute() / f"{cfg.name}-{STUDIES}" / cfg.study
+    folder = Path(cfg.output_dir).absolute() / f"{cfg.name}-sweep" / cfg.study
     first = _first(cfg, configuration, space, known, folder)
     total = min(len(first), cfg.trials) if cfg.sampler == "grid" else cfg.trials
     return Plan(cfg, configuration, space, pinned, folder, first, known, total)

@@ -147,7 +147,9 @@ def rebuild(arguments: Sequence[str]) -> None:
     found = read_slots(plan)
     with _first(plan.folder / LOCK) as is_first:
         if not is_first:
-            raise ConfigError(f"report: another process writes the report of {str(plan.folder)!r} now")
+            raise ConfigError(
+                f"report: another process writes the report of {str(plan.folder)!r} now: try again when it has"
+            )
         write_files(plan, found)
         show(plan, found)
 

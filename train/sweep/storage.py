@@ -46,7 +46,10 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
         try:
             return JournalStorage(JournalFile(folder / JOURNAL))
         except OSError as error:
-            raise StorageError(f"cannot write the study's journal in {folder}: {error}") from error
+            raise StorageError(
+                f"cannot write the study's journal in {folder}: {error}. "
+                "Set output_dir to a folder that can be written."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{folder / JOURNAL} is no journal of a study, or damaged ({_first_line(error)}): move it away, or "

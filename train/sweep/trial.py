@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -32,7 +32,7 @@ class Trials:
     reported: str
     judged_by: Sequence[str]
     _data: Any = None
-    _data_key: str = field(default="")
+    _data_key: str = ""
 
     def run(self, cfg: DictConfig, trial: optuna.Trial | None, is_taken: threading.Event) -> dict[str, float] | None:
         """Train; return what the trial is judged by, of its best checkpoint, or None if it was pruned.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import optuna
-from omegaconf import DictConfig
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 
@@ -19,6 +16,7 @@ from train.sweep import samplers, slots, trial
 from train.sweep.heartbeat import Heartbeat
 from train.sweep.measures import UnknownMetricError
 from train.sweep.plan import Plan
+from train.sweep.several import Run
 from train.sweep.slots import Slot
 from train.sweep.study import Claim, Study, TakenError
 
@@ -26,8 +24,6 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # between two looks for a slot that may have become free
 _MOST_REASON = 500
-
-Objective = Callable[[DictConfig, optuna.Trial | None, Any], Mapping[str, float] | None]
 
 
 class Worker:
@@ -40,7 +36,7 @@ class Worker:
         heartbeat: of this worker, running.
     """
 
-    def __init__(self, plan: Plan, study: Study, objective: Objective, heartbeat: Heartbeat) -> None:
+    def __init__(self, plan: Plan, study: Study, objective: Run, heartbeat: Heartbeat) -> None:
         self.plan, self.study, self.objective, self.heartbeat = plan, study, objective, heartbeat
         self.deadline = None if plan.cfg.timeout is None else time.monotonic() + plan.cfg.timeout
         study.optuna.pruner = plan.pruner()
