@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -10,7 +9,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,10 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
         try:
             return JournalStorage(JournalFile(folder / JOURNAL))
         except OSError as error:
-            raise StorageError(f"cannot write the study's journal in {folder}: {error}") from error
+            raise StorageError(
+                f"cannot write the study's journal in {folder}: {error}. "
+                "Set output_dir to a folder that can be written."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{folder / JOURNAL} is no journal of a study, or damaged ({_first_line(error)}): move it away, or "
@@ -65,7 +67,7 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
     scheme, _, rest = uri.partition("://")
     url = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             inner = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         hint = "; pip install 'fullcycle[postgres]'" if "psycopg" in str(error) else ""
@@ -78,13 +80,6 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
             "password and the database right?"
         ) from error
     return _patient(get_storage(inner))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def _first_line(error: BaseException) -> str:
