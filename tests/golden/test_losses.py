@@ -16,7 +16,7 @@ from train.run import run
 
 FILES = sorted(Path(__file__).parent.glob("*.json"))
 STEPS = 20
-RELATIVE = 1e-3  # another machine's rounding grows by less in so few steps; another order, initial weight or loss does not
+RELATIVE = 1e-3  # in so few steps another machine's rounding grows by less; another order or initial weight by more
 
 
 class Recorder(Callback):
