@@ -12,6 +12,7 @@ The exit codes of every verb:
     7    a check of the machines failed before training
     8    another process of the run failed, was lost or hung
     9    a bundle, key or signature cannot be trusted
+    10   too many trials of a sweep failed
     75   stopped by a signal after saving; the same command goes on
     130  interrupted
 
@@ -122,14 +123,14 @@ def reporting(kind: type[UserError]) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_interrupt(resume: str) -> Iterator[None]:
-    """Turn Ctrl-C, also when Lightning has made it a SystemExit, into an error that shows `resume`, a command."""
+def reporting_interrupt(message: str) -> Iterator[None]:
+    """Turn Ctrl-C, also when Lightning has made it a SystemExit, into an error with this message."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        raise InterruptedRunError(f"Interrupted. Go on with:\n  {resume}") from error
+        raise InterruptedRunError(message) from error
 
 
 _failures: list[UserError] = []

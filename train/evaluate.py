@@ -97,8 +97,7 @@ def one_device(accelerator: str) -> Iterator[Trainer]:
     from train.checkpoint import AtomicCheckpointIO
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it lists the hardware that is not there
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loaders is for those who write them
+    with warnings.catch_warnings(action="ignore"):  # Lightning's advice on loaders is for those who write them
         yield Trainer(
             accelerator=accelerator,
             devices=1,
@@ -117,8 +116,8 @@ def record(evaluations: Path, result: Mapping[str, Any], figures: Mapping[str, F
     place = evaluations / ranks.new_run_id()
     with errors.reporting(errors.StorageError):
         place.mkdir(parents=True)
-        for name, figure in figures.items():
-            figure.savefig(place / f"{name}.png")
+    for name, figure in figures.items():
+        folder.write_picture(place / f"{name}.png", figure)
     folder.write_json(place / "result.json", result)
     return place
 

@@ -1,5 +1,7 @@
 """The run folder: runs/<name>/<run_id>/ with the config, the provenance, the log and the result of one run."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import json
@@ -13,15 +15,21 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from train import ranks
 from train.errors import ConfigError, StorageError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LATEST = "latest"
+_LOCK = ".lock"
 FILE_ONLY = {"file_only": True}  # `extra` of a log record that is not for the screen
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 # Of a config that is run again as it is: Hydra makes no folder and no log of its own.
@@ -76,7 +84,7 @@ class RunFolder:
 
     def _locked(self) -> IO[str]:
         """Hold the folder for this process; the lock goes with it, however it ends."""
-        lock = (self.path / ".lock").open("w")
+        lock = (self.path / _LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,6 +144,18 @@ class RunFolder:
             self.release()
 
 
+def is_held(run: Path) -> bool:
+    """Whether a process trains in a run folder."""
+    try:
+        with (run / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none yet
+        return False
+    return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
@@ -156,6 +176,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; NaN becomes null."""
     write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_picture(path: Path, figure: Figure) -> NDArray[np.uint8]:
+    """Write a figure as a PNG file and return it as [height, width, RGB]; it is drawn once for both.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3]
+    try:
+        imsave(path, picture)
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error}") from error
+    return picture
 
 
 def _without_nan(value: Any) -> Any:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from train import errors, ranks
 from train.config import arguments
 from train.config.check import check
+from train.config.finding import seen_from_here
 from train.errors import ConfigError
 
 _SCRIPTS = (
@@ -118,7 +119,7 @@ def slurm(options: argparse.Namespace, overrides: list[str], cfg: DictConfig) ->
     words = ["sbatch", *(f"--{name}={value}" for name, value in given.items() if value is not None), *options.option]
     script = next(path for path in _SCRIPTS if path.exists())
     several = options.nodes not in (None, 1) or options.nproc_per_node not in (None, 1)
-    words += [_seen_from_here(script), *overrides, *_ddp(several)]
+    words += [str(seen_from_here(script)), *overrides, *_ddp(several)]
     return Line(words, {"CONTAINER": options.container} if options.container else {})
 
 
@@ -126,10 +127,6 @@ def _ddp(several: bool) -> list[str]:
     """What several processes need and neither the command line nor the experiment says."""
     chosen = HydraConfig.get().runtime.choices["trainer"]
     return ["trainer=ddp"] if several and chosen == "auto" else []
-
-
-def _seen_from_here(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _value_of(key: str, overrides: list[str]) -> str | None:

@@ -118,7 +118,7 @@ def _torchrun_id() -> str | None:
     named = os.environ["TORCHELASTIC_RUN_ID"]
     if named != "none" and not _is_uuid(named):
         return named
-    store = launcher_store()
+    store = _launcher_store()
     return str(store.compare_set(_RUN_ID_KEY, "", new_run_id()).decode())
 
 
@@ -153,7 +153,7 @@ def join(strategy: Any) -> None:
 
 
 @functools.cache
-def launcher_store() -> Any:
+def _launcher_store() -> Any:
     """Return the store of the processes of torchrun, which serves it, or else rank 0 does, as long as it lives."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -172,7 +172,7 @@ def new_store() -> Any:
     """Return a store that the processes alive now, and no earlier ones, have to themselves; torchrun's only."""
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    return PrefixStore(_agreed_prefix(launcher_store()), launcher_store())
+    return PrefixStore(_agreed_prefix(_launcher_store()), _launcher_store())
 
 
 def _agreed_prefix(store: Any) -> str:

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, EarlyStopping
@@ -83,11 +80,10 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
     started = time.perf_counter()
     with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), cfg.name, run_id)
-        command = resume.command(run_id)
         with (
             place.logging_open(),
             failures.reported(place),
-            errors.reporting_interrupt(command),
+            errors.reporting_interrupt(f"Interrupted. Go on with:\n  {resume.command(run_id)}"),
             resume.mirror_of(cfg, place) as mirror,
         ):
             seed_everything(cfg.seed, workers=True, verbose=False)
@@ -238,10 +234,7 @@ def record(
     """Write plots, TensorBoard's closing entries and, last, result.json; show the results."""
     writer = trainer.logger.experiment  # type: ignore[union-attr]
     for name, figure in model.figures(datamodule).items():
-        canvas = FigureCanvasAgg(figure)  # drawn once for both
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3]
-        imsave(place.path / f"{name}.png", picture)
+        picture = folder.write_picture(place.path / f"{name}.png", figure)
         writer.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
     model.write_summaries(writer, trainer.global_step)
     write_summaries(cfg, trainer, metrics)
@@ -256,9 +249,7 @@ def record(
         **parts.telemetry.meters.rates(),
     }
     place.write_json("result.json", result)
-    ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
-    label = cfg.model._target_.rpartition(".")[2]
-    screen.show_results({label: ours, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
+    screen.show_test(cfg, metrics, baselines)
     screen.show_next(place.path)
 
 
@@ -270,6 +261,5 @@ def write_summaries(cfg: DictConfig, trainer: Trainer, metrics: Metrics) -> None
     chosen = {key: plain[key] for key in ("model", "data", "trainer", "seed")}
     trainer.logger.log_hyperparams(chosen, metrics, step=trainer.global_step)
     trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         trainer.logger.save()

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from train.config.finding import seen_from_here
 from train.telemetry import Telemetry
 
 console = Console(highlight=False)
@@ -122,7 +124,7 @@ def show_choices(choices: Mapping[str, str], notes: Sequence[str]) -> None:
 def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monitor: str, mode: str) -> None:
     """Print test metrics, one row a model, and say so where `ours` loses to a baseline on the monitored metric."""
     if not results[ours]:
-        console.print("There are no test rows: nothing was tested.")
+        console.print("Nothing was tested: there are no test rows, or they were left alone.")
         return
     metric = monitor.partition("/")[2]
     names = [name for name in results[ours] if any(name in row for row in results.values())]
@@ -141,6 +143,13 @@ def show_results(results: Mapping[str, Mapping[str, float]], *, ours: str, monit
     if better:
         gaps = ", ".join(f"{name} ({_number(results[name][metric])})" for name in better)
         console.print(f"[yellow]On test {metric}, {ours} ({_number(results[ours][metric])}) loses to {gaps}.[/]")
+
+
+def show_test(cfg: DictConfig, metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> None:
+    """Print those of a run's metrics that are of the test rows, beside its baselines."""
+    ours = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    label = str(cfg.model._target_).rpartition(".")[2]
+    show_results({label: ours, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
 
 
 def show_metrics(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:
@@ -174,7 +183,7 @@ def _number(value: float | None) -> str:
 
 def show_next(folder: Path) -> None:
     """Print the run folder and the commands that go on from here."""
-    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    place = seen_from_here(folder)
     console.print(f"[bold]run folder[/]  {place}", soft_wrap=True)
     console.print(f"  tensorboard --logdir {place.parent}", soft_wrap=True)
     console.print(f"  python -m train.evaluate run={place} data.path=FILE", soft_wrap=True)

@@ -31,3 +31,9 @@ def test_a_space_fits_its_experiment(space: str, tmp_path: Path) -> None:
         made = plan.make(cfg, overrides)
     searched = {parameter.key for parameter in made.space.parameters if not parameter.when}
     assert made.first[0].keys() >= searched - {"model"}, "the default lies outside of the space"
+
+
+def test_the_space_is_named_beside_the_experiment_since_flags_may_follow() -> None:
+    assert with_space(["experiment=a", "--config-dir", "d"]) == ["experiment=a", "sweep=a", "--config-dir", "d"]
+    assert with_space(["sweep=auto", "experiment=a"]) == ["experiment=a", "sweep=auto/a"]
+    assert with_space(["experiment=a", "sweep=mine"]) == ["experiment=a", "sweep=mine"]

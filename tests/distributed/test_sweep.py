@@ -98,7 +98,8 @@ def num_finished(trials: list[FrozenTrial]) -> int:
 
 def check_each_done_once(found: list[Slot], trials: list[FrozenTrial], total: int) -> None:
     assert len(found) == total
-    assert [slot.state for slot in found if slot.state not in ("complete", "pruned")] == []
+    others = [slot for slot in found if slot.state not in ("complete", "pruned")]
+    assert [(slot.number, slot.state, slot.attempts[-1].user_attrs.get(slots.REASON)) for slot in others] == []
     assert num_finished(trials) == total
 
 

@@ -111,6 +111,17 @@ def test_what_hydra_refuses_is_told_in_words(tmp_path: Path, arguments: list[str
         assert words in message(result)
 
 
+@pytest.mark.parametrize(("text", "line"), [("a: [1,\nb: }\n", 2), ("\ta: 1\n", 1), ("a: 1\na: 2\n", 2)])
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    result = train("--config-dir", str(tmp_path), "experiment=mine", cwd=tmp_path)
+    assert result.returncode == 2
+    told = f"  {tmp_path}/experiment/mine.yaml, line {line}\n    is no YAML: "
+    assert told in message(result)
+    assert told in message(train("--config-dir", str(tmp_path), "experiment=mine", "trainer=cpo", cwd=tmp_path))
+
+
 def test_all_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
     result = train(*TOY, "model.dropuot=0.1", "trainr.devices=2", "sede=1", "model.width=16", cwd=tmp_path)
     assert result.returncode == 2

@@ -187,11 +187,11 @@ def test_trials_on_other_rows_or_on_another_disk_are_left_out_and_said(
     asked, slots = copied()
     ranked = sorted(slots, key=lambda slot: -slot.trial.values[0] if slot.trial else 0)
     first, on_other_rows, elsewhere, other = (slot.run_id for slot in ranked)
-    config = asked.runs / on_other_rows / "config.yaml"
+    config = asked.folder / "fraud" / on_other_rows / "config.yaml"
     content = yaml.safe_load(config.read_text())
     content["data"]["val_share"] = 0.2
     config.write_text(yaml.safe_dump(content))
-    shutil.rmtree(asked.runs / elsewhere)
+    shutil.rmtree(asked.folder / "fraud" / elsewhere)
     ensemble.write(asked, slots)
     result = json.loads((asked.folder / "ensemble" / "result.json").read_text())
     shown = capsys.readouterr().out
@@ -206,7 +206,7 @@ def test_where_no_trial_can_be_opened_there_is_no_ensemble(
     copied: Callable[..., tuple[Plan, Sequence[Slot]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, slots = copied()
-    shutil.rmtree(asked.runs)
+    shutil.rmtree(asked.folder / "fraud")
     ensemble.write(asked, slots)
     assert not (asked.folder / "ensemble").exists()
     assert "No ensemble: trial" in capsys.readouterr().out

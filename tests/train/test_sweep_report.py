@@ -1,5 +1,6 @@
 """The report of a sweep: of real studies whose trials were finished by hand, and of one real run."""
 
+import io
 import itertools
 import json
 import random
@@ -17,12 +18,13 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from train.config.arguments import expanded
 from train.errors import ConfigError
-from train.sweep import best, key_plots, plan, remembered, report, slots, winners
+from train.sweep import best, board, key_plots, plan, remembered, report, slots, winners
 from train.sweep.plan import Plan
 from train.sweep.storage import open_storage
 from train.sweep.study import Claim, Study
@@ -141,6 +143,17 @@ def test_best_yaml_gives_the_best_trial_from_nothing_but_the_experiment(done: tu
         assert OmegaConf.select(cfg, key) == OmegaConf.select(ran, key)
 
 
+def test_the_best_trials_on_the_screen_show_a_choice_as_it_stands_in_the_space(make: Callable[..., Plan]) -> None:
+    made = make("trials=3")
+    study = opened(made)
+    do(made, study, lambda values: [values["model.lr"]])
+    screen = Console(file=io.StringIO(), width=160)
+    screen.print(board.Board(made, study, screen).drawn())
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "[1, 7" in shown
+    assert "json:" not in shown
+
+
 def test_best_yaml_lists_the_leading_trials_as_a_warm_start_reads_them(done: tuple[Plan, Study]) -> None:
     made, study = done
     content = yaml.safe_load((made.folder / "best.yaml").read_text())
@@ -163,6 +176,15 @@ def test_best_yaml_says_what_the_default_came_to(make: Callable[..., Plan]) -> N
     assert first is not None
     assert f"of 24: {METRIC} 0." in head
     assert f"(trial 0, the default: {METRIC} {first.values[0]:.4f})" in head
+
+
+@pytest.mark.slow
+def test_the_first_point_of_a_grid_is_not_called_the_default(tmp_path: Path) -> None:
+    grid = "# @package _global_\nspace:\n  model.width: [8, 16]\n"
+    made = making(tmp_path, grid)("sampler=grid", "start_with_default=true")
+    study = opened(made)
+    do(made, study, lambda values: [0.5])
+    assert winners.summary(made, study.slots()) == f"trial 0, the best of 2: {METRIC} 0.5000"
 
 
 def test_the_table_has_a_typed_column_for_each_key_and_null_where_it_did_not_count(done: tuple[Plan, Study]) -> None:

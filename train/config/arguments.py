@@ -10,7 +10,7 @@ from train import errors
 from train.errors import ConfigError
 
 FROM_SWEEP = "from_sweep"
-_BEST = "best.yaml"  # that a sweep leaves in the study's folder
+BEST = "best.yaml"  # that a sweep leaves in the study's folder
 
 
 def in_order(arguments: list[str]) -> list[str]:
@@ -40,21 +40,21 @@ def expanded(arguments: list[str]) -> list[str]:
         ConfigError: there is no such file, or it has no overrides.
     """
     overrides = _overrides(arguments)
-    asked = [word for word in overrides if _key(word) == FROM_SWEEP]
+    asked = [word for word in overrides if key_of(word) == FROM_SWEEP]
     if not asked:
         return arguments
     if len(asked) > 1:
         raise ConfigError(f"{FROM_SWEEP}: given {len(asked)} times; give one")
     own = [word for word in overrides if word not in asked]
     # Hydra takes one choice of a group; below a dot a later override just follows the earlier one.
-    chosen = {_key(word) for word in own if "." not in _key(word)}
-    found = [word for word in _best_overrides(Path(asked[0].partition("=")[2])) if _key(word) not in chosen]
+    chosen = {key_of(word) for word in own if "." not in key_of(word)}
+    found = [word for word in _best_overrides(Path(asked[0].partition("=")[2])) if key_of(word) not in chosen]
     return [*(word for word in arguments if word not in overrides), *found, *own]
 
 
 def _best_overrides(place: Path) -> list[str]:
     place = place.expanduser()
-    path = place / _BEST if place.is_dir() else place
+    path = place / BEST if place.is_dir() else place
     if not path.is_file():
         hint = "; is the sweep at its end?" if place.is_dir() else ""
         raise ConfigError(f"{FROM_SWEEP}: no file {str(path)!r}{hint}")
@@ -66,7 +66,7 @@ def _best_overrides(place: Path) -> list[str]:
         raise ConfigError(f"{FROM_SWEEP}: {str(path)!r} is no YAML file: {error}") from error
     lines = content.get("overrides") if isinstance(content, dict) else None
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ConfigError(f"{FROM_SWEEP}: {str(path)!r} has no list `overrides`, as a sweep's {_BEST} has")
+        raise ConfigError(f"{FROM_SWEEP}: {str(path)!r} has no list `overrides`, as a sweep's {BEST} has")
     return lines
 
 
@@ -75,5 +75,6 @@ def _overrides(arguments: list[str]) -> list[str]:
     return found
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
+    """The key of an override, or its group."""
     return word.partition("=")[0].lstrip("+~").partition("@")[0]

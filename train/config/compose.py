@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -17,11 +18,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.config.arguments import key_of
 from train.config.finding import Finding, did_you_mean, message, shown
 from train.config.origin import override_name
 from train.errors import ConfigError
 
 Compose = Callable[[list[str]], DictConfig]
+REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises
 
 
 def explain(error: BaseException, arguments: list[str], config_name: str = "train") -> ConfigError:
@@ -44,10 +47,10 @@ def _blamed(options: Any) -> list[Finding]:
 
         try:
             composed([])
-        except (HydraException, OmegaConfBaseException):
+        except REFUSED:
             return []
         groups = _groups(options.config_name, more)
-        choices = [line for line in options.overrides if _key(line) in groups]
+        choices = [line for line in options.overrides if key_of(line) in groups]
         kept, findings = _tried(choices, [], composed, groups)
         # A wrong choice of a file makes its keys look wrong too: tell the choices first.
         return findings or _tried([o for o in options.overrides if o not in choices], kept, composed, groups)[1]
@@ -67,7 +70,7 @@ def _tried(
     for line in overrides:
         try:
             composed([*kept, line])
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSED as error:
             findings.append(finding_of_override(error, line, composed(kept), groups))
         else:
             kept = [*kept, line]
@@ -83,6 +86,8 @@ def finding_of_override(error: Exception, line: str, config: DictConfig, groups:
         return Finding(line, rule, origin="the command line")
     override = OverridesParser.create().parse_override(line)
     key, value = override.key_or_group, shown(override.value())
+    if isinstance(error, yaml.YAMLError):
+        return _finding(error)
     if isinstance(error, MissingConfigException):
         found = _finding(error)
         # Another file than the one asked for: it is named in the defaults list of the one asked for.
@@ -113,6 +118,10 @@ def _unknown_step(key: str, config: DictConfig, groups: list[str]) -> str | None
 
 def _finding(error: BaseException) -> Finding:
     """What can be told of an error without knowing the override that is to blame."""
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a file"
+        return Finding(place, f"is no YAML: {error.problem if mark else error}")
     if not isinstance(error, MissingConfigException) or error.missing_cfg_file is None:
         lines = [line for line in str(error).splitlines() if line.strip()]
         cause = [str(error.__cause__).splitlines()[0]] if isinstance(error.__cause__, OmegaConfBaseException) else []
@@ -132,7 +141,3 @@ def _file_in(error: BaseException) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0]
-
-
-def _key(line: str) -> str:
-    return line.partition("=")[0].lstrip("+~").partition("@")[0]

@@ -14,6 +14,8 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from train.config.finding import seen_from_here
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -61,9 +63,7 @@ def override_name(line: str) -> str:
 def file_name(source: ConfigSource, config_path: str) -> str:
     """The file as a user knows it: relative to the current folder if it is below it."""
     folder = Path(source.path.replace(".", "/") if source.scheme() == "pkg" else source.path)
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    return str(folder / f"{config_path}.yaml")
+    return str(seen_from_here(folder) / f"{config_path}.yaml")
 
 
 def _holder(sources: Iterable[ConfigSource], config_path: str) -> ConfigSource | None:

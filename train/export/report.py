@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.table import Table
 
-from train import errors, screen
+from train import screen
+from train.config.finding import seen_from_here
 from train.export.contest import FLOAT32, Entry, Outcome
 from train.export.source import Source
 from train.export.timing import judged
-from train.folder import write_text
+from train.folder import write_picture, write_text
 
 
 def metrics(source: Source, outcome: Outcome, tested: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,9 +56,9 @@ def show(source: Source, outcome: Outcome, output: Path, told: Path, *, signed: 
         if entry.verdict is not None and not entry.verdict.passed:
             screen.console.print(f"[dim]refused  {entry.candidate.name}: {entry.verdict.reason}[/]", soft_wrap=True)
     screen.console.print(f"[bold]ships[/]   {outcome.reason}", soft_wrap=True)
-    shown = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in (output, told)]
-    screen.console.print(f"[bold]bundle[/]  {shown[0]}{'' if signed else '  [yellow](unsigned)[/]'}", soft_wrap=True)
-    screen.console.print(f"[bold]report[/]  {shown[1]}", soft_wrap=True)
+    unsigned = "" if signed else "  [yellow](unsigned)[/]"
+    screen.console.print(f"[bold]bundle[/]  {seen_from_here(output)}{unsigned}", soft_wrap=True)
+    screen.console.print(f"[bold]report[/]  {seen_from_here(told)}", soft_wrap=True)
 
 
 def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None:
@@ -90,8 +91,7 @@ def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None
         "",
     ]
     write_text(told, "\n".join(lines))
-    with errors.reporting(errors.StorageError):
-        _picture(source, outcome).savefig(told.with_suffix(".png"))
+    write_picture(told.with_suffix(".png"), _picture(source, outcome))
 
 
 def _header(source: Source) -> list[str]:

@@ -52,7 +52,9 @@ def with_space(words: list[str]) -> list[str]:
     if not experiment or given.get("sweep", "auto") != "auto":
         return words
     space = f"auto/{experiment}" if "sweep" in given else experiment
-    return [*(word for word in words if word != "sweep=auto"), f"sweep={space}"]
+    # Beside the experiment, since Hydra's parser wants all overrides in one row.
+    named = {f"experiment={experiment}": [f"experiment={experiment}", f"sweep={space}"], "sweep=auto": []}
+    return [each for word in words for each in named.get(word, [word])]
 
 
 if __name__ == "__main__":

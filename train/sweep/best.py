@@ -13,9 +13,9 @@ from train.sweep.slots import Slot
 
 def leading(plan: Plan, slots: Sequence[Slot]) -> list[Slot]:
     """The complete trials that keep the constraints, the best first by the first objective."""
-    fit = [slot for slot in slots if slot.state == "complete" and slot.trial is not None and keeps_constraints(slot)]
+    fit = [slot for slot in slots if slot.state == "complete" and keeps_constraints(slot)]
     sign = -1 if plan.objectives[0][1] == "maximize" else 1
-    return sorted(fit, key=lambda slot: (sign * slot.trial.values[0] if slot.trial else 0.0, slot.number))
+    return sorted(fit, key=lambda slot: (sign * slot.results[0], slot.number))
 
 
 def best(plan: Plan, slots: Sequence[Slot]) -> Slot | None:
@@ -29,7 +29,7 @@ def front(plan: Plan, slots: Sequence[Slot]) -> list[Slot]:
         return leading(plan, slots)[:1]
     fit = leading(plan, slots)
     signs = [-1 if direction == "maximize" else 1 for _, direction in plan.objectives]
-    costs = [[s * v for s, v in zip(signs, slot.trial.values, strict=True)] if slot.trial else [] for slot in fit]
+    costs = [[s * v for s, v in zip(signs, slot.results, strict=True)] for slot in fit]
     beaten = [any(_dominates(other, own) for other in costs) for own in costs]
     return [slot for slot, is_beaten in zip(fit, beaten, strict=True) if not is_beaten]
 

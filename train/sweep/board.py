@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from train.errors import StorageError
-from train.sweep import best
+from train.sweep import best, winners
+from train.sweep.canvas import short
 from train.sweep.plan import Plan
-from train.sweep.slots import Slot
+from train.sweep.slots import Slot, ended
 from train.sweep.study import Study
 
 REFRESH_SECONDS = 1.0
@@ -32,7 +33,7 @@ def shown(plan: Plan, study: Study) -> Iterator[None]:
     introduce(console, plan, study)
     board = Board(plan, study, console)
     end = threading.Event()
-    live = Live(board.drawn(), console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+    live = Live(board.drawn(), console=console, auto_refresh=False) if console.is_terminal else None
 
     def look() -> None:
         with contextlib.suppress(StorageError):  # the worker meets it too
@@ -85,8 +86,7 @@ class Board:
         if live is not None:
             live.update(self.drawn(), refresh=True)
             return
-        ended = [slot for slot in self.slots if slot.is_done and slot.number not in self._told]
-        for slot in sorted(ended, key=lambda slot: str(slot.trial and slot.trial.datetime_complete)):
+        for slot in [slot for slot in ended(self.slots) if slot.number not in self._told]:
             self._told.add(slot.number)
             self.console.print(self._line(slot), soft_wrap=True, markup=False)
 
@@ -99,7 +99,7 @@ class Board:
     def drawn(self) -> Group:
         """The table."""
         counts = Counter(slot.state for slot in self.slots)
-        done = counts["complete"] + counts["pruned"] + counts["failed"]
+        done = sum(slot.is_done for slot in self.slots)
         bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[left]}"))
         said = ", ".join(f"{counts[state]} {state}" for state in ("running", "pruned", "failed") if counts[state])
         bar.add_task(
@@ -113,8 +113,8 @@ class Board:
         return Group(self._table(best.leading(self.plan, self.slots)[:MOST_ROWS]), bar, *last)
 
     def _table(self, leading: Sequence[Slot]) -> Table:
-        keys = list(dict.fromkeys(key for slot in leading for key in (slot.trial.params if slot.trial else {})))
-        keys = sorted(keys, key=lambda key: len({str(s.trial.params.get(key)) for s in leading if s.trial}) == 1)
+        keys = list(dict.fromkeys(key for slot in leading for key in winners.values(slot)))
+        keys = sorted(keys, key=lambda key: len({str(winners.values(slot).get(key)) for slot in leading}) == 1)
         table = Table(title="best trials", title_justify="left", title_style="bold")
         table.add_column("trial", justify="right")
         for metric, _ in self.plan.objectives:
@@ -122,9 +122,8 @@ class Board:
         for key in keys[:MOST_COLUMNS]:
             table.add_column(key.rpartition(".")[2], justify="right")
         for slot in leading:
-            assert slot.trial is not None
-            values = [f"{value:.4f}" for value in slot.trial.values]
-            chosen = [_short(slot.trial.params.get(key, "")) for key in keys[:MOST_COLUMNS]]
+            values = [f"{value:.4f}" for value in slot.results]
+            chosen = [short(winners.values(slot).get(key, "")) for key in keys[:MOST_COLUMNS]]
             table.add_row(str(slot.number), *values, *chosen)
         return table
 
@@ -139,14 +138,9 @@ class Board:
 def _outcome(slot: Slot) -> str:
     if slot.state == "failed":
         return f"({slot.reason})"
-    reported = slot.trial.intermediate_values if slot.trial is not None and slot.state == "pruned" else {}
+    reported = slot.reported if slot.state == "pruned" else {}
     return _value(slot) + (f" after {max(reported)} validations" if reported else "")
 
 
 def _value(slot: Slot) -> str:
-    values = slot.trial.values if slot.trial else None
-    return ", ".join(f"{value:.4f}" for value in values or [])
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{value:.4f}" for value in slot.results)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from train import errors
 from train.evaluate import test
@@ -17,6 +16,7 @@ from train.finished import FinishedRun, open_run
 from train.run import make_data
 from train.sweep.plan import Plan
 from train.sweep.slots import Slot
+from train.sweep.trial import data_key
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _opened(plan: Plan, leading: Sequence[Slot]) -> tuple[list[tuple[int, Finish
     found, left_out = [], {}
     for slot in leading:
         try:
-            found.append((slot.number, open_run(str(plan.runs / slot.run_id), {})))
+            found.append((slot.number, open_run(str(plan.run_folder(slot)), {})))
         except errors.UserError as error:  # its disk may be another machine's
             left_out[slot.number] = str(error)
     return found, left_out
@@ -74,7 +74,7 @@ def _scored(opened: Sequence[tuple[int, FinishedRun]]) -> Iterator[Candidate]:
 
     Data that several runs share are read once, and no two are in memory at once.
     """
-    keys = [json.dumps(OmegaConf.to_container(run.cfg.data, resolve=True), sort_keys=True) for _, run in opened]
+    keys = [data_key(run.cfg) for _, run in opened]
     for key in dict.fromkeys(keys):
         datamodule: Any = None
         for (number, run), own in zip(opened, keys, strict=True):

@@ -8,13 +8,11 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from train.config.check import find
-from train.config.compose import finding_of_override
+from train.config.compose import REFUSED, finding_of_override
 from train.config.finding import Finding, did_you_mean, message, shown
 from train.config.settings import SUPPLIED, TrainSettings
 from train.errors import ConfigError
@@ -49,7 +47,7 @@ class Configuration:
             prepare: sets what else is to be in it, once for each choice of groups.
 
         Raises:
-            HydraException, OmegaConfBaseException: there is no such option, or no such key.
+            HydraException, OmegaConfBaseException, YAMLError: there is no such option or key, or a file is no YAML.
         """
         choices = tuple((key, value) for key, value in values.items() if key in self.groups)
         kept = self._composed if prepare is None else self._prepared
@@ -113,7 +111,7 @@ class Configuration:
         for key, value in values.items():
             try:
                 self.of({**kept, key: value})
-            except (HydraException, OmegaConfBaseException) as error:
+            except REFUSED as error:
                 known = self.of(kept)
                 found = finding_of_override(error, override(key, value), known, self.groups)
                 findings.append(Finding(found.key, found.rule, shown(value), ORIGIN))

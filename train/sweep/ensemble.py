@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from train import errors, folder, ranks, screen
 from train.checkpoint import BEST
+from train.config.finding import seen_from_here
 from train.evaluate import one_device, test
 from train.run import make_data
-from train.sweep import best, winners
+from train.screen import console
+from train.sweep import best
 from train.sweep.candidates import Candidate, candidates
 from train.sweep.plan import Plan
 from train.sweep.selection import selected
@@ -26,7 +27,6 @@ from train.sweep.slots import Slot
 
 FOLDER = "ensemble"
 VALIDATION = "val/"
-console = Console(highlight=False)
 
 Member = tuple[Candidate, float]  # with its weight
 
@@ -43,7 +43,7 @@ def write(plan: Plan, slots: Sequence[Slot]) -> None:
         return
     place, why = plan.folder / FOLDER, obstacle(plan, slots)
     if why is None and not is_known(place, leading, is_to_be_tested=plan.cfg.test):
-        with screen.console.status("choosing an ensemble"):
+        with console.status("choosing an ensemble"):
             found, left_out = candidates(plan, leading)
             why = None if found else "; ".join(f"trial {number}: {reason}" for number, reason in left_out.items())
             if found:
@@ -114,9 +114,8 @@ def tested(model: Any, datamodule: Any, place: Path) -> dict[str, float]:
     """Look at the test rows: return the metrics, and leave the plots; nothing where there are no such rows."""
     loader = datamodule.test_dataloader()
     metrics = test(model, loader, "cpu") if loader else {}
-    with errors.reporting(errors.StorageError):
-        for name, figure in model.figures(datamodule).items():
-            figure.savefig(place / f"{name}.png")
+    for name, figure in model.figures(datamodule).items():
+        folder.write_picture(place / f"{name}.png", figure)
     return metrics
 
 
@@ -181,10 +180,10 @@ def show(plan: Plan, place: Path) -> None:
     console.print(f"\n[bold]ensemble[/]  {_words(known, objective)}", soft_wrap=True)
     for number, why in known["left_out"].items():
         console.print(f"  left out: trial {number}: {why}", soft_wrap=True, markup=False)
-    metrics = {name.partition("/")[2]: value for name, value in known["metrics"].items() if name.startswith("test/")}
-    if metrics:
-        screen.show_metrics("test, the ensemble", metrics, _without_split(known["intervals_95"]))
-    where = winners.seen_from_here(place)
+    of_test = {name: value for name, value in known["metrics"].items() if name.startswith("test/")}
+    if of_test:
+        screen.show_metrics("test, the ensemble", of_test, known["intervals_95"])
+    where = seen_from_here(place)
     console.print(f"  python -m train.export run={where}", soft_wrap=True, markup=False)
 
 
@@ -198,7 +197,3 @@ def _words(known: dict[str, Any], objective: str) -> str:
     return (
         f"of trials {parts}: {objective} {known['metrics'][objective]:.4f}; trial {alone['trial']} alone has {before}"
     )
-
-
-def _without_split(intervals: dict[str, Any]) -> dict[str, Any]:
-    return {name.partition("/")[2]: interval for name, interval in intervals.items()}

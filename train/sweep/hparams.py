@@ -38,8 +38,7 @@ _STATUS = {
 def write(plan: Plan, slots: Sequence[Slot], pictures: Mapping[str, np.ndarray]) -> None:
     """Write the folder anew. Raises StorageError."""
     place = plan.folder / FOLDER
-    with errors.reporting(errors.StorageError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with errors.reporting(errors.StorageError), warnings.catch_warnings(action="ignore"):
         shutil.rmtree(place, ignore_errors=True)
         hparams = [_described(parameter) for parameter in plan.space.parameters]
         metrics = [summary_v2.Metric(metric) for metric, _ in plan.objectives]
@@ -65,7 +64,7 @@ def _write_trial(place: Path, plan: Plan, slot: Slot) -> None:
     with SummaryWriter(str(place)) as writer:
         writer.file_writer.add_summary(row, walltime=begun)
         for metric, value in winners.objectives(plan, slot).items():
-            writer.add_scalar(metric, value, max(trial.intermediate_values, default=0), walltime=ended)
+            writer.add_scalar(metric, value, max(slot.reported, default=0), walltime=ended)
         if slot.is_done:
             writer.file_writer.add_summary(_end(_STATUS[slot.state], ended), walltime=ended)
 

@@ -84,8 +84,7 @@ def _variation(trials: Sequence[FrozenTrial], objective: int) -> float:
 def _fanova(plan: Plan, trials: Sequence[FrozenTrial], keys: list[str], objective: int) -> dict[str, float]:
     study = best.as_optuna(plan, [Slot(number, (trial,)) for number, trial in enumerate(trials)])
     evaluator = FanovaImportanceEvaluator(seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return dict(
             get_param_importances(
                 study, evaluator=evaluator, params=keys, target=lambda trial: float(trial.values[objective])
@@ -95,12 +94,12 @@ def _fanova(plan: Plan, trials: Sequence[FrozenTrial], keys: list[str], objectiv
 
 def parallel_coordinates(plan: Plan, slots: Sequence[Slot]) -> Figure | None:
     """One line a complete trial across all keys, coloured by the first objective."""
-    shown = [slot for slot in best.leading(plan, slots)[::-1] if slot.trial is not None]
+    shown = best.leading(plan, slots)[::-1]
     if not shown:
         return None
     parameters, (metric, direction) = plan.space.parameters, plan.objectives[0]
     scales = [Scale(parameter.distribution) for parameter in parameters]
-    values = [slot.trial.values[0] for slot in shown if slot.trial]
+    values = [slot.results[0] for slot in shown]
     shade = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1e-9)
     shades = colormaps[f"{SHADES}_r" if direction == "maximize" else SHADES]  # the better the darker
     figure, (axes,) = grid(1, width=max(6.4, 1.3 * len(parameters) + 1.5), height=4.4)
@@ -143,17 +142,17 @@ def _name_axes(axes: Axes, parameters: Sequence[Parameter], scales: Sequence[Sca
 
 def slices(plan: Plan, slots: Sequence[Slot]) -> Figure | None:
     """Each objective against the values of each key."""
-    complete = [slot for slot in slots if slot.state == "complete" and slot.trial is not None]
+    complete = [slot for slot in slots if slot.state == "complete"]
     leader = best.best(plan, slots)
     if not complete:
         return None
     pairs = [(index, parameter) for index in range(len(plan.objectives)) for parameter in plan.space.parameters]
     figure, panels = grid(len(pairs), columns=4, width=3.1, height=2.7)
     for axes, (index, parameter) in zip(panels, pairs, strict=True):
-        _slice(axes, parameter, complete, [slot.trial.values[index] for slot in complete if slot.trial is not None])
-        if leader is not None and parameter.key in winners.values(leader) and leader.trial is not None:
+        _slice(axes, parameter, complete, [slot.results[index] for slot in complete])
+        if leader is not None and parameter.key in winners.values(leader):
             place = Scale(parameter.distribution).place(winners.values(leader)[parameter.key])
-            axes.plot(place, leader.trial.values[index], "*", color=RED, ms=11, zorder=4)
+            axes.plot(place, leader.results[index], "*", color=RED, ms=11, zorder=4)
         axes.set_xlabel(short_key(parameter.key), fontsize=9)
         axes.set_ylabel(plan.objectives[index][0].rpartition("/")[2].replace("_", " "), fontsize=8)
     figure.suptitle("complete trials, the later the darker; the best is the star", fontsize=10)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
 from train import ranks
+from train.config.arguments import BEST, key_of
 from train.config.settings import TrainSettings
 from train.errors import ConfigError
 from train.folder import is_plain_name
@@ -20,7 +21,6 @@ from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
 from train.sweep.space import Space, Values, encoded, parse
 
-STUDIES = "sweep"
 MOST_EARLIER = 5  # studies that a new one begins with the best of, where no folders are named
 _SHARED = ("data", "model", "seed", "weights", "trainer.max_epochs", "trainer.max_steps")
 
@@ -49,10 +49,9 @@ class Plan:
     known: Values
     total: int
 
-    @property
-    def runs(self) -> Path:
-        """Where the trials' run folders are."""
-        return self.folder / str(self.cfg.name)
+    def run_folder(self, slot: Slot) -> Path:
+        """Where a trial ran, or is to run."""
+        return self.folder / str(self.cfg.name) / slot.run_id
 
     @property
     def judged_by(self) -> list[str]:
@@ -89,7 +88,7 @@ class Plan:
         searched = {parameter.key for parameter in self.space.parameters}
         flat = {key: value for key, value in _flat(plain) if key.partition(".")[0] in _SHARED or key in _SHARED}
         groups = tuple(f"{key}." for key in searched if key in self.configuration.groups)
-        kept = {key: value for key, value in flat.items() if key not in searched and not key.startswith(groups or "?")}
+        kept = {key: value for key, value in flat.items() if key not in searched and not key.startswith(groups)}
         return {
             "objectives": [list(one) for one in self.objectives],
             "constraints": self.constraints,
@@ -153,7 +152,7 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     configuration = Configuration("sweep", overrides)
     space = parse(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     _check_keys(space)
-    given = {line.partition("=")[0].lstrip("+~").partition("@")[0] for line in overrides}
+    given = set(map(key_of, overrides))
     pinned = tuple(parameter.key for parameter in space.parameters if parameter.key in given)
     if "run_id" in given:
         raise ConfigError("run_id: each trial of a sweep has its own; study=NAME names the sweep")
@@ -164,10 +163,10 @@ def make(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     _check_options(cfg)
     asked = {key for parameter in space.parameters for key in parameter.when}
     known = {key: configuration.value(key) for key in asked}
-    folder = Path(cfg.output_dir).absolute() / f"{cfg.name}-{STUDIES}" / cfg.study
+    folder = Path(cfg.output_dir).absolute() / f"{cfg.name}-sweep" / cfg.study
     first = _first(cfg, configuration, space, known, folder)
-    total = len(first) if cfg.sampler == "grid" else int(cfg.trials)
-    return Plan(cfg, configuration, space, pinned, folder, first, known, min(total, int(cfg.trials)))
+    total = min(len(first), cfg.trials) if cfg.sampler == "grid" else cfg.trials
+    return Plan(cfg, configuration, space, pinned, folder, first, known, total)
 
 
 def _check_keys(space: Space) -> None:
@@ -191,7 +190,7 @@ def _check_options(cfg: DictConfig) -> None:
             f"pruner: {cfg.pruner} needs a metric of each validation, which {cfg.objectives[0].metric!r} is not: give "
             "pruner=none"
         )
-    if len(cfg.objectives) > 1 and cfg.sampler in ("cmaes",):
+    if len(cfg.objectives) > 1 and cfg.sampler == "cmaes":
         raise ConfigError(f"sampler: {cfg.sampler} searches for one objective only; take tpe, gp, random, qmc or grid")
     for key, made in (
         ("sampler_options", lambda: samplers.sampler(cfg.sampler, cfg.sampler_options, seed=0, slot=0)),
@@ -220,7 +219,7 @@ def _first(cfg: DictConfig, configuration: Configuration, space: Space, known: V
 
 def _earlier(folder: Path) -> list[Path]:
     """The folders of the latest other studies of the same experiment, the latest first."""
-    written = [path for path in folder.parent.glob("*/best.yaml") if path.parent != folder]
+    written = [path for path in folder.parent.glob(f"*/{BEST}") if path.parent != folder]
     return [path.parent for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_EARLIER]]
 
 
@@ -240,9 +239,9 @@ def _inside(values: Mapping[str, Any], space: Space) -> Values:
 
 def best_of(folder: Path) -> list[Values]:
     """The values of the best trials of an earlier study. Raises ConfigError where there is none."""
-    path = folder / "best.yaml"
+    path = folder / BEST
     if not path.is_file():
-        raise ConfigError(f"warm_start: {str(folder)!r} is no folder of a study that has ended: it has no best.yaml")
+        raise ConfigError(f"warm_start: {str(folder)!r} is no folder of a study that has ended: it has no {BEST}")
     there: Any = OmegaConf.to_container(OmegaConf.load(path))
     return [dict(one["values"]) for one in there["best"]]
 

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from rich.console import Console
 
 from train import errors, ranks
+from train.config.arguments import BEST
+from train.config.finding import seen_from_here
 from train.errors import ConfigError
+from train.folder import write_picture
 from train.sweep import best, hparams, key_plots, remembered, slots, table, trial_plots, winners
 from train.sweep.plan import Plan
 from train.sweep.slots import Slot, State
-from train.sweep.storage import open_storage
+from train.sweep.storage import JOURNAL, open_storage
 from train.sweep.study import Study
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def write(plan: Plan, study: Study) -> None:
             if leader is not None and plan.cfg.test:
                 _test(plan, leader, sum(state == "running" for state in states))
             if plan.cfg.ensemble:
-                from train.sweep import ensemble  # with torch, which `report=` does without
+                from train.sweep import ensemble  # with Lightning, which `report=` does without
 
                 ensemble.write(plan, found)
             show(plan, found)
@@ -103,20 +104,17 @@ def draw(plan: Plan, found: Sequence[Slot]) -> dict[str, np.ndarray]:
     pictures: dict[str, np.ndarray] = {}
     for name, plot in PLOTS.items():
         figure, path = plot(plan, found), plan.folder / f"{name}.png"
+        if figure is not None:
+            pictures[name] = write_picture(path, figure)
+            continue
         with errors.reporting(errors.StorageError):
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            canvas = FigureCanvasAgg(figure)  # drawn once for both
-            canvas.draw()
-            pictures[name] = np.asarray(canvas.buffer_rgba())[..., :3]
-            imsave(path, pictures[name])
+            path.unlink(missing_ok=True)
     return pictures
 
 
 def show(plan: Plan, found: Sequence[Slot]) -> None:
     """Print the best, where all is, and the commands that go on from here."""
-    place = winners.seen_from_here(plan.folder)
+    place = seen_from_here(plan.folder)
     leader = best.best(plan, found)
     if leader is None:
         complete = sum(slot.state == "complete" for slot in found)
@@ -124,11 +122,11 @@ def show(plan: Plan, found: Sequence[Slot]) -> None:
         console.print(f"There is no best trial: {why}. See {place / table.FILE}.", soft_wrap=True, markup=False)
         return
     console.print(f"\n[bold] best[/]  {winners.summary(plan, found)}", soft_wrap=True)
-    console.print(f"[bold]study[/]  {place}: {winners.FILE}, {table.FILE}, plots", soft_wrap=True)
-    run = winners.run_folder(plan, leader)
+    console.print(f"[bold]study[/]  {place}: {BEST}, {table.FILE}, plots", soft_wrap=True)
+    run = plan.run_folder(leader)
     commands = [
         *winners.commands(plan),
-        *([f"python -m train.export run={winners.seen_from_here(run)}"] if run is not None and run.exists() else []),
+        *([f"python -m train.export run={seen_from_here(run)}"] if run.exists() else []),
         f"tensorboard --logdir {place / hparams.FOLDER}",
     ]
     for command in commands:
@@ -149,7 +147,9 @@ def rebuild(arguments: Sequence[str]) -> None:
     found = read_slots(plan)
     with _first(plan.folder / LOCK) as is_first:
         if not is_first:
-            raise ConfigError(f"report: another process writes the report of {str(plan.folder)!r} now")
+            raise ConfigError(
+                f"report: another process writes the report of {str(plan.folder)!r} now: try again when it has"
+            )
         write_files(plan, found)
         show(plan, found)
 
@@ -157,8 +157,8 @@ def rebuild(arguments: Sequence[str]) -> None:
 def read_slots(plan: Plan) -> list[Slot]:
     """What became of the trials of a study that is there. Raises ConfigError where it is not, StorageError."""
     name = plan.study_name
-    if plan.cfg.storage is None and not (plan.folder / "study.journal").is_file():
-        raise ConfigError(f"report: {str(plan.folder)!r} has no study.journal: give storage=URI")
+    if plan.cfg.storage is None and not (plan.folder / JOURNAL).is_file():
+        raise ConfigError(f"report: {str(plan.folder)!r} has no {JOURNAL}: give storage=URI")
     storage = open_storage(plan.cfg.storage, plan.folder)
     try:
         study_id = storage.get_study_id_from_name(name)

@@ -61,8 +61,7 @@ def sampler(
         given.setdefault("scramble", True)
         given.setdefault("warn_asynchronous_seeding", False)
     own = seed if name == "qmc" else int(np.random.SeedSequence((seed, slot)).generate_state(1)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         return SAMPLERS[name](seed=own, **given)
 
 
@@ -77,8 +76,7 @@ def with_fixed(base: BaseSampler, fixed: Mapping[str, Any]) -> BaseSampler:
     """Make a sampler give these values and draw only the others."""
     if not fixed:
         return base
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         return samplers.PartialFixedSampler(fixed_params=dict(fixed), base_sampler=base)
 
 
@@ -99,8 +97,7 @@ def pruner(name: str, options: Mapping[str, Any], *, validations: int | None) ->
         given["wrapped_pruner"] = pruners.MedianPruner()
     if name == "percentile":
         given.setdefault("percentile", 25.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         return PRUNERS[name](**given)
 
 

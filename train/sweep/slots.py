@@ -68,6 +68,16 @@ class Slot:
         return f"its worker died {died} times: out of memory?" if died >= MOST_ATTEMPTS else None
 
     @property
+    def results(self) -> Sequence[float]:
+        """What it came to in each objective; a pruned one what it had last; empty where there is nothing."""
+        return (self.trial.values if self.trial is not None else None) or []
+
+    @property
+    def reported(self) -> Mapping[int, float]:
+        """What it had at each validation."""
+        return {} if self.trial is None else self.trial.intermediate_values
+
+    @property
     def run_id(self) -> str:
         """The name of its run folder."""
         plain = f"{self.number:04d}"
@@ -88,6 +98,12 @@ def slots(trials: Sequence[FrozenTrial], total: int) -> list[Slot]:
             own.setdefault(trial.user_attrs[ATTEMPT], trial)
     last = max([total - 1, *attempts])
     return [Slot(number, _in_order(attempts.get(number, {}))) for number in range(last + 1)]
+
+
+def ended(slots: Iterable[Slot]) -> list[Slot]:
+    """Those that are done, in the order in which they ended."""
+    done = [slot for slot in slots if slot.is_done]
+    return sorted(done, key=lambda slot: str(slot.trial and slot.trial.datetime_complete))
 
 
 def _in_order(attempts: Mapping[int, FrozenTrial]) -> tuple[FrozenTrial, ...]:

@@ -28,7 +28,6 @@ from train.errors import ConfigError
 
 Values = dict[str, Any]
 
-_KINDS = ("float", "int", "choice")
 _OPTIONS = {"float": {"log", "step", "when"}, "int": {"log", "step", "when"}, "choice": {"when"}}
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*")
 _WORDS = {"null", "true", "false", "nan", "inf"}  # which the command line reads as other than text
@@ -116,7 +115,7 @@ def decoded(value: Any) -> Any:
 
 
 class Space:
-    """The parameters of a search, those of config groups first.
+    """The parameters of a search, those with a `when` last.
 
     Args:
         parameters: in the order of the file.
@@ -191,10 +190,10 @@ def _parameter(key: str, node: Any) -> Parameter:
         node = {"choice": node}
     if not isinstance(node, Mapping):
         raise ValueError("must be a list of choices, or {float: [low, high]}, {int: [low, high]} or {choice: [...]}")
-    kinds = [kind for kind in _KINDS if kind in node]
+    kinds = [kind for kind in _OPTIONS if kind in node]
     if len(kinds) != 1:
-        hint = "".join(did_you_mean(str(name), _KINDS) for name in node)
-        raise ValueError(f"must have one of {', '.join(_KINDS)}{hint}")
+        hint = "".join(did_you_mean(str(name), _OPTIONS) for name in node)
+        raise ValueError(f"must have one of {', '.join(_OPTIONS)}{hint}")
     (kind,) = kinds
     for name in node.keys() - {kind, *_OPTIONS[kind]}:
         raise ValueError(f"{kind} has no option {name!r}{did_you_mean(str(name), _OPTIONS[kind])}")

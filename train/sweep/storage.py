@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -10,7 +9,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,14 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock, get_lock_file
 from optuna.storages.journal._storage import JournalOperation
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    PendingRollbackError,
+)
 
 from train.errors import ConfigError, StorageError
 from train.folder import masked
@@ -29,6 +35,8 @@ log = logging.getLogger(__name__)
 JOURNAL = "study.journal"
 PATIENCE_SECONDS = 600.0  # how long a database may be away
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 5.0
+# Optuna reads again on a session whose connection was lost while it read: SQLAlchemy calls that a pending rollback.
+_LOST = (OperationalError, InterfaceError, PendingRollbackError)
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
@@ -47,7 +55,10 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
         try:
             return JournalStorage(JournalFile(folder / JOURNAL))
         except OSError as error:
-            raise StorageError(f"cannot write the study's journal in {folder}: {error}") from error
+            raise StorageError(
+                f"cannot write the study's journal in {folder}: {error}. "
+                "Set output_dir to a folder that can be written."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{folder / JOURNAL} is no journal of a study, or damaged ({_first_line(error)}): move it away, or "
@@ -56,7 +67,7 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
     scheme, _, rest = uri.partition("://")
     url = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             inner = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         hint = "; pip install 'fullcycle[postgres]'" if "psycopg" in str(error) else ""
@@ -69,13 +80,6 @@ def open_storage(uri: str | None, folder: Path) -> BaseStorage:
             "password and the database right?"
         ) from error
     return _patient(get_storage(inner))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def _first_line(error: BaseException) -> str:
@@ -166,6 +170,6 @@ def _waiting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _lost_connection(error: BaseException | None) -> BaseException | None:
     """What is behind an error: a connection that was lost, or a row that others hold; None for a defect."""
-    while error is not None and not isinstance(error, OperationalError | InterfaceError):
+    while error is not None and not isinstance(error, _LOST):
         error = error.__cause__
     return error

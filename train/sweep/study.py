@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,6 @@ class Claim:
     slot: Slot
     trial: optuna.Trial
 
-    @property
-    def has_run_before(self) -> bool:
-        """Whether an earlier attempt may have left checkpoints."""
-        return bool(self.slot.attempts)
-
 
 class TakenError(Exception):
     """Another worker took this process for dead and has the trial now."""
@@ -54,7 +50,7 @@ class Study:
     def __init__(
         self, storage: BaseStorage, name: str, directions: Sequence[str], *, total: int, facts: Mapping[str, Any]
     ) -> None:
-        self.storage, self.name, self.total = storage, name, total
+        self.storage, self.total = storage, total
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         chosen: Any = list(directions)
         self.optuna = optuna.create_study(
@@ -114,15 +110,12 @@ class Study:
         free = (slot for slot in self.slots() if slot.state == "free")
         return random.choice(list(free) or [None]) if at_random else next(free, None)
 
-    def fail(self, trial_id: int, **attributes: Any) -> bool:
-        """Fail a trial, with attributes that say why; tell whether it was still running."""
-        try:
+    def fail(self, trial_id: int, **attributes: Any) -> None:
+        """Fail a trial that is still running, with attributes that say why."""
+        with contextlib.suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
                 self.storage.set_trial_user_attr(trial_id, name, value)
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        except UpdateFinishedTrialError:
-            return False
-        return True
 
     def give_up_gone(self) -> None:
         """Free the slots whose workers ran on this host and are no more."""
@@ -132,8 +125,7 @@ class Study:
 
     def raise_if_failing(self, most: int) -> None:
         """Raise a SweepError where the last `most` trials to end have all failed."""
-        ended = [slot for slot in self.slots() if slot.is_done and slot.trial is not None]
-        latest = sorted(ended, key=lambda slot: str(slot.trial and slot.trial.datetime_complete))[-most:]
+        latest = slots.ended(self.slots())[-most:]
         if len(latest) == most and all(slot.state == "failed" for slot in latest):
             raise SweepError(
                 f"{most} trials in a row have failed, the last one ({latest[-1].number}) with:\n"

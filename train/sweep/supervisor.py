@@ -88,8 +88,8 @@ def supervise(plan: Plan, study: Study) -> None:
     """Run `plan.cfg.workers` workers until all trials are done; start those again that were killed.
 
     Raises:
-        SweepError: a worker ended with an error.
-        StoppedError: asked to stop.
+        StoppedError, InterruptedRunError: asked to stop.
+        UserError: what a worker ended with.
     """
     stopping.listen()
     children = [Child(number, plan, study) for number in range(plan.cfg.workers)]

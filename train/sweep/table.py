@@ -84,11 +84,10 @@ def _kind(parameter: Parameter) -> Any:
 
 def _circumstances(plan: Plan) -> list[Column]:
     def run(slot: Slot) -> str | None:
-        folder = winners.run_folder(plan, slot)
-        return None if folder is None else str(folder.relative_to(plan.folder))
+        return None if slot.trial is None else str(plan.run_folder(slot).relative_to(plan.folder))
 
     return [
-        ("validations", pa.int64(), lambda slot: slot.trial and max(slot.trial.intermediate_values, default=0)),
+        ("validations", pa.int64(), lambda slot: slot.trial and max(slot.reported, default=0)),
         ("started", pa.timestamp("ms", "UTC"), _started),
         ("seconds", pa.float64(), _seconds),
         ("host", pa.string(), lambda slot: _owner(slot).get("host", "").partition(" ")[0] or None),

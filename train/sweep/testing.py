@@ -53,11 +53,11 @@ def look(plan: Plan, slot: Slot, run: Run) -> None:
     Raises:
         UserError: as `train.run.run` does.
     """
-    place = winners.run_folder(plan, slot)
-    assert place is not None
-    cfg = config(plan, slot, place.name)
-    if metrics := known(place):
-        show(cfg, metrics, _read(place / "result.json")["baselines"])
+    place = plan.run_folder(slot)
+    cfg = config(plan, slot)
+    known = _read(place / "result.json")
+    if any(name.startswith("test/") for name in known.get("metrics", ())):
+        screen.show_test(cfg, known["metrics"], known["baselines"])
     elif checkpoint.newest_whole(place / "checkpoints") is None and cfg.checkpoint.mirror is None:
         print(f"The run of trial {slot.number} is not on this machine. This trains it here and tests it:")
         print(f"  {command(plan, slot)}")
@@ -66,18 +66,12 @@ def look(plan: Plan, slot: Slot, run: Run) -> None:
         run(cfg)
 
 
-def config(plan: Plan, slot: Slot, run_id: str) -> DictConfig:
+def config(plan: Plan, slot: Slot) -> DictConfig:
     """The config of the best trial's run, with the experiment's own baselines beside it."""
     values = winners.values(slot)
-    cfg = plan.trial_config(values, run_id)
+    cfg = plan.trial_config(values, slot.run_id)
     cfg.baselines, cfg.resume = plan.configuration.of(values).baselines, "auto"
     return cfg
-
-
-def known(place: Path) -> dict[str, float]:
-    """The test metrics of a run that has them, names without the split."""
-    found = _read(place / "result.json").get("metrics", {})
-    return {name.removeprefix("test/"): value for name, value in found.items() if name.startswith("test/")}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,18 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def show(cfg: DictConfig, metrics: dict[str, float], baselines: dict[str, dict[str, float]]) -> None:
-    """Print the table that the run printed when it read the test rows."""
-    label = str(cfg.model._target_).rpartition(".")[2]
-    screen.show_results({label: metrics, **baselines}, ours=label, monitor=cfg.monitor, mode=cfg.mode)
-
-
 def command(plan: Plan, slot: Slot) -> str:
     """The command line that goes on with a trial's run, or starts it where it is not, and tests it."""
-    place = winners.run_folder(plan, slot)
-    lines = [
-        *winners.overrides(plan, slot),
-        f"output_dir={plan.folder}",
-        f"run_id={place.name if place else slot.number}",
-    ]
+    lines = [*winners.overrides(plan, slot), f"output_dir={plan.folder}", f"run_id={slot.run_id}"]
     return shlex.join(["python", "-m", "train", *lines])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -34,7 +32,7 @@ class Trials:
     reported: str
     judged_by: Sequence[str]
     _data: Any = None
-    _data_key: str = field(default="")
+    _data_key: str = ""
 
     def run(self, cfg: DictConfig, trial: optuna.Trial | None, is_taken: threading.Event) -> dict[str, float] | None:
         """Train; return what the trial is judged by, of its best checkpoint, or None if it was pruned.
@@ -59,11 +57,16 @@ class Trials:
             _free_memory()
 
     def _datamodule(self, cfg: DictConfig) -> Any:
-        key = json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
+        key = data_key(cfg)
         if key != self._data_key:
             self._data, self._data_key = None, ""  # not both in memory
             self._data, self._data_key = make_data(cfg), key
         return self._data
+
+
+def data_key(cfg: DictConfig) -> str:
+    """The same for configs of the same data."""
+    return json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
 
 
 def can_read(cfg: DictConfig) -> bool:
@@ -81,15 +84,3 @@ def _free_memory() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def is_held(run: Path) -> bool:
-    """Whether a process trains in a run folder."""
-    try:
-        with (run / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none yet
-        return False
-    return False

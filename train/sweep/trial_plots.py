@@ -66,15 +66,14 @@ def _points(plan: Plan, slots: Sequence[Slot], metric: str, state: str) -> list[
 
 def intermediate_values(plan: Plan, slots: Sequence[Slot]) -> Figure | None:
     """The monitored metric at each validation, one line a trial."""
-    shown = [slot for slot in slots if slot.is_done and slot.trial is not None and slot.trial.intermediate_values]
+    shown = [slot for slot in slots if slot.is_done and slot.reported]
     if not shown:
         return None
     leader = best.best(plan, slots)
     figure, (axes,) = grid(1)
     # The best is drawn last, over the others.
     for slot in sorted(shown, key=lambda slot: (slot is leader, slot.state == "pruned")):
-        assert slot.trial is not None
-        steps, values = zip(*sorted(slot.trial.intermediate_values.items()), strict=True)
+        steps, values = zip(*sorted(slot.reported.items()), strict=True)
         color = RED if slot is leader else STATES[slot.state]
         width, alpha = (2.0, 1.0) if slot is leader else (1.0, 0.5)
         axes.plot(steps, values, color=color, lw=width, alpha=alpha)

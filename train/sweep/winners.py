@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from train import folder
+from train.config.arguments import BEST, key_of
+from train.config.finding import seen_from_here
 from train.config.settings import TrainSettings
 from train.sweep import best
 from train.sweep.plan import Plan
@@ -18,7 +19,6 @@ from train.sweep.settings import SweepSettings
 from train.sweep.slots import Slot
 from train.sweep.space import Values, decoded, override
 
-FILE = "best.yaml"
 MOST = 10  # of the leading trials
 _OF_ONE_STUDY = {"study", "warm_start"}
 _OF_ONE_RUN = {"run_id", "output_dir", "resume", "hydra", "sweep", "report"}
@@ -35,23 +35,20 @@ def write(plan: Plan, slots: Sequence[Slot]) -> None:
     content = {"overrides": overrides(plan, leading[0]), "best": [_entry(plan, slot) for slot in shown]}
     head = "".join(f"# {line}\n" for line in [summary(plan, slots), *commands(plan)])
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
-    folder.write_text(plan.folder / FILE, head + body)
+    folder.write_text(plan.folder / BEST, head + body)
 
 
 def summary(plan: Plan, slots: Sequence[Slot]) -> str:
     """One line: the best trial, of how many, and what the default came to."""
     leader = best.best(plan, slots)
     assert leader is not None
-    done = sum(slot.is_done for slot in slots)
-    of_default = f" (trial 0, the default: {_values(plan, slots[0])})" if _is_default(plan, slots[0], leader) else ""
-    is_default = ", the default" if plan.cfg.start_with_default and leader.number == 0 else ""
+    has_default = plan.cfg.start_with_default and plan.cfg.sampler != "grid"
+    is_default, of_default = ", the default" if has_default and leader.number == 0 else "", ""
+    if has_default and not is_default and slots[0].state == "complete":
+        of_default = f" (trial 0, the default: {_values(plan, slots[0])})"
     among = f" of {len(best.front(plan, slots))} on the Pareto front" if len(plan.objectives) > 1 else ""
+    done = sum(slot.is_done for slot in slots)
     return f"trial {leader.number}{is_default}, the best{among} of {done}: {_values(plan, leader)}{of_default}"
-
-
-def _is_default(plan: Plan, first: Slot, leader: Slot) -> bool:
-    is_default = plan.cfg.start_with_default and plan.cfg.sampler != "grid"
-    return is_default and first.state == "complete" and leader.number != 0
 
 
 def _values(plan: Plan, slot: Slot) -> str:
@@ -89,7 +86,7 @@ def training(plan: Plan) -> list[str]:
 
 
 def _first_step(line: str) -> str:
-    return line.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0].partition("/")[0]
+    return key_of(line).partition(".")[0].partition("/")[0]
 
 
 def values(slot: Slot) -> Values:
@@ -98,26 +95,14 @@ def values(slot: Slot) -> Values:
 
 
 def objectives(plan: Plan, slot: Slot) -> dict[str, float]:
-    """What a trial came to, by metric; a pruned one what it had last; empty for one that failed."""
-    found = (slot.trial.values if slot.trial is not None else None) or []
-    return {metric: value for (metric, _), value in zip(plan.objectives, found, strict=False)}
-
-
-def run_folder(plan: Plan, slot: Slot) -> Path | None:
-    """Where a trial ran."""
-    return None if slot.trial is None else plan.runs / slot.run_id
+    """The results of a trial by metric."""
+    return {metric: value for (metric, _), value in zip(plan.objectives, slot.results, strict=False)}
 
 
 def _entry(plan: Plan, slot: Slot) -> dict[str, Any]:
-    run = run_folder(plan, slot)
     return {
         "number": slot.number,
         "values": values(slot),
         "objectives": objectives(plan, slot),
-        "run": None if run is None else str(run.relative_to(plan.folder)),
+        "run": str(plan.run_folder(slot).relative_to(plan.folder)),
     }
-
-
-def seen_from_here(path: Path) -> Path:
-    """A path as one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

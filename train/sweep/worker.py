@@ -5,20 +5,18 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import optuna
-from omegaconf import DictConfig
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 
-from train import ranks, stopping
+from train import folder, ranks, stopping
 from train.errors import DataError, InterruptedRunError, PeerLostError, StoppedError, StorageError, UserError
 from train.sweep import samplers, slots, trial
 from train.sweep.heartbeat import Heartbeat
 from train.sweep.measures import UnknownMetricError
 from train.sweep.plan import Plan
+from train.sweep.several import Run
 from train.sweep.slots import Slot
 from train.sweep.study import Claim, Study, TakenError
 
@@ -26,8 +24,6 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # between two looks for a slot that may have become free
 _MOST_REASON = 500
-
-Objective = Callable[[DictConfig, optuna.Trial | None, Any], Mapping[str, float] | None]
 
 
 class Worker:
@@ -40,7 +36,7 @@ class Worker:
         heartbeat: of this worker, running.
     """
 
-    def __init__(self, plan: Plan, study: Study, objective: Objective, heartbeat: Heartbeat) -> None:
+    def __init__(self, plan: Plan, study: Study, objective: Run, heartbeat: Heartbeat) -> None:
         self.plan, self.study, self.objective, self.heartbeat = plan, study, objective, heartbeat
         self.deadline = None if plan.cfg.timeout is None else time.monotonic() + plan.cfg.timeout
         study.optuna.pruner = plan.pruner()
@@ -112,7 +108,7 @@ class Worker:
     def _run_id(self, claim: Claim) -> str:
         """The run folder of earlier attempts, unless a process that was taken for dead still trains there."""
         slot = claim.slot
-        if slot.attempts and trial.is_held(self.plan.runs / slot.run_id):
+        if slot.attempts and folder.is_held(self.plan.run_folder(slot)):
             run_id = f"{slot.number:04d}-{len(slot.attempts)}"
             claim.trial.set_user_attr(slots.RUN_ID, run_id)
             return run_id

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback
 
 from train import screen
 from train.errors import ConfigError, DivergedError
-from train.folder import RunFolder
+from train.folder import RunFolder, write_picture
 from train.tune import memory, plots
 from train.tune.rehearsal import introduce, make_training_data, one_of, rehearse
 
@@ -235,7 +235,7 @@ def record(cfg: DictConfig, place: RunFolder, found: list[Trial], too_large: int
     """Write all trials and what they come to."""
     beyond = no_faster_beyond(found)
     figure = plots.batch_sizes(found, no_faster_beyond=beyond, configured=cfg.data.batch_size)
-    plots.save(figure, place.path / "batch_size.png")
+    write_picture(place.path / "batch_size.png", figure)
     result = {
         "configured": cfg.data.batch_size,
         "largest_that_fits": max(trial.batch_size for trial in found),

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from train import screen
 from train.errors import ConfigError, DivergedError
-from train.folder import RunFolder
+from train.folder import RunFolder, write_picture
 from train.tune import plots
 from train.tune.curve import Curve
 from train.tune.rehearsal import introduce, make_training_data, rehearse
@@ -98,7 +98,7 @@ def losses_untrained(cfg: DictConfig, datamodule: Any) -> list[float]:
 
 def record(curve: Curve, configured: float | None, place: RunFolder) -> None:
     """Write the curve and what was read off it."""
-    plots.save(plots.range_test(curve, configured), place.path / "lr.png")
+    write_picture(place.path / "lr.png", plots.range_test(curve, configured))
     steps = range(len(curve.losses))
     result = {
         "suggestion": curve.suggestion(),

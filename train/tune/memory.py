@@ -10,14 +10,8 @@ from pathlib import Path
 
 import torch
 
-_CONTROLLERS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    (  # version 2, then 1
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -72,12 +66,11 @@ def cgroup_rooms(memberships: str, mounted: Path) -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        version = 1 if controllers else 0
         root = mounted / "memory" if controllers else mounted
         group = root / path.lstrip("/")
         # In a container the path is the host's, of which only the root is to be seen.
         for folder in (group, *group.parents):
-            yield from _room(folder, *_CONTROLLERS[version])
+            yield from _room(folder, *(_VERSION_1 if controllers else _VERSION_2))
             if folder == root:
                 break
 
@@ -85,15 +78,8 @@ def cgroup_rooms(memberships: str, mounted: Path) -> Iterator[int]:
 def _room(folder: Path, limit_file: str, usage_file: str, cache: str) -> Iterator[int]:
     with suppress(OSError, ValueError):  # no such group here, or "max"
         limit, usage = (int((folder / name).read_text()) for name in (limit_file, usage_file))
-        dropped = next(
-            (
-                int(line.split()[1])
-                for line in (folder / "memory.stat").read_text().splitlines()
-                if line.split()[0] == cache
-            ),
-            0,
-        )
-        yield max(0, limit - usage + dropped)
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        yield max(0, limit - usage + int(statistics.get(cache, 0)))
 
 
 def _of_status(name: str) -> int | None:

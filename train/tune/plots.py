@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from train import errors
-
 if TYPE_CHECKING:
     from train.tune.batch_size import Trial
     from train.tune.curve import Curve
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG file. Raises StorageError."""
-    with errors.reporting(errors.StorageError):
-        figure.savefig(path)
 
 
 def range_test(curve: Curve, configured: float | None) -> Figure:

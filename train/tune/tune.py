@@ -2,8 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,23 +30,11 @@ def tune(cfg: DictConfig) -> Path:
         )
     with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
         place = folder.RunFolder(Path(cfg.output_dir), f"{cfg.name}-tune", run_id)
-        with place.logging_open(), failures.reported(place), interruptible():
+        again = f"python -m train.tune {shlex.join(sys.argv[1:])}"
+        interrupted = f"Interrupted before there was a result. Start again with:\n  {again}"
+        with place.logging_open(), failures.reported(place), errors.reporting_interrupt(interrupted):
             torch.set_float32_matmul_precision("high")  # as in a run
             place.write_config(cfg)
             SEARCHES[cfg.find](cfg, place)
     screen.console.print(f"[bold]results and plot[/]  {place.path}", soft_wrap=True)
     return place.path
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Say what Ctrl-C leaves, also when Lightning has made it a SystemExit: there is nothing to go on with."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        again = f"python -m train.tune {shlex.join(sys.argv[1:])}"
-        raise errors.InterruptedRunError(
-            f"Interrupted before there was a result. Start again with:\n  {again}"
-        ) from error

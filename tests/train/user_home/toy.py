@@ -55,7 +55,7 @@ def run(cfg):
         instantiate(cfg.data)
     instantiate(cfg.model, schema={})
     path = cfg.data.path
-    with errors.reporting_interrupt("python -m train run_id=7"):
+    with errors.reporting_interrupt("Interrupted. Go on with:\n  python -m train run_id=7"):
         if path == "ctrl-c":
             raise KeyboardInterrupt
         if path == "lightning's ctrl-c":
