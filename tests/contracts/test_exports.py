@@ -24,6 +24,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.filterwarnings("ignore")
 def test_an_experiment_exports_to_a_bundle_that_answers_as_torch(name: str, tmp_path: Path) -> None:

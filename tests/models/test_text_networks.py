@@ -96,6 +96,7 @@ def test_every_parameter_learns(kind):
     assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+@pytest.mark.slow
 @KINDS
 def test_the_graph_answers_as_torch_at_any_size(kind, tmp_path):
     offered = graph_of(network(kind), Temperature("temperature"), SCHEMA)
