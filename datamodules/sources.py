@@ -1,4 +1,4 @@
-"""Tables by URI: CSV and Parquet, single files and folders, on this machine and on S3."""
+"""Tables by URI: CSV, JSON lines and Parquet, single files and folders, on this machine and on S3."""
 
 import hashlib
 import os
@@ -12,23 +12,35 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.fs
 
+from datamodules import json_lines
 from datamodules.csv_files import DELIMITERS, iter_csv, read_csv, suffix_of
+from datamodules.json_lines import iter_json, read_json
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
-ALLOWED = "a .csv, .tsv (also .gz) or .parquet file, or a folder of one of these kinds, local or s3://bucket/key"
+KINDS = dict.fromkeys(DELIMITERS, "CSV") | dict.fromkeys(json_lines.SUFFIXES, "JSON")
+KINDS |= dict.fromkeys(PARQUET_SUFFIXES, "Parquet")
+ALLOWED = (
+    "a .csv, .tsv, .jsonl (also .gz) or .parquet file, or a folder of one of these kinds, local or s3://bucket/key"
+)
 
 
-def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read all of it; `columns` picks some.
+def read_table(uri: str, *, columns: Sequence[str] | None = None, as_text: bool = False) -> pa.Table:
+    """Read all of it; `columns` picks some; with `as_text`, fields of a CSV file are texts, missing only if empty.
 
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
     """
     filesystem, paths = find_files(uri)
+    kind = KINDS[suffix_of(paths[0])]
     try:
-        if suffix_of(paths[0]) in PARQUET_SUFFIXES:
+        if kind == "Parquet":
             table = parquet_dataset(filesystem, paths).to_table(columns=None if columns is None else list(columns))
         else:
-            tables = [read_csv(filesystem, path, columns) for path in paths]
+            tables = [
+                read_json(filesystem, path, columns)
+                if kind == "JSON"
+                else read_csv(filesystem, path, columns, as_text=as_text)
+                for path in paths
+            ]
             _require_unique_names(uri, tables[0].schema.names)
             table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowException, OSError) as error:
@@ -38,18 +50,23 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def iter_batches(
-    uri: str, *, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+    uri: str, *, columns: Sequence[str] | None = None, batch_rows: int = 65_536, as_text: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """Read it piece by piece, in order, in constant memory; a table without rows gives one batch without rows.
+
+    With `as_text`, fields of a CSV file are texts, missing only if empty.
 
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
     """
     filesystem, paths = find_files(uri)
+    kind = KINDS[suffix_of(paths[0])]
     try:
-        if suffix_of(paths[0]) in PARQUET_SUFFIXES:
+        if kind == "Parquet":
             batches = _iter_parquet(parquet_dataset(filesystem, paths), columns, batch_rows)
+        elif kind == "JSON":
+            batches = iter_json(filesystem, paths, columns, batch_rows)
         else:
-            batches = iter_csv(filesystem, paths, columns, batch_rows)
+            batches = iter_csv(filesystem, paths, columns, batch_rows, as_text=as_text)
         any_rows = False
         for batch in batches:
             _require_unique_names(uri, batch.schema.names)
@@ -160,13 +177,12 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _of_one_format(uri: str, paths: list[str]) -> list[str]:
     if not paths:
         raise FileNotFoundError(f"the folder {uri!r} holds no data files; give {ALLOWED}")
-    known = {*DELIMITERS, *PARQUET_SUFFIXES}
     for path in paths:
-        if suffix_of(path) not in known:
+        if suffix_of(path) not in KINDS:
             name = uri if len(paths) == 1 else path
             raise ValueError(f"cannot read {name!r}: extension {suffix_of(path) or '(none)'!r}; it must be {ALLOWED}")
-    if len({suffix_of(path) in PARQUET_SUFFIXES for path in paths}) > 1:
-        raise ValueError(f"the folder {uri!r} holds both CSV and Parquet files; it must be {ALLOWED}")
+    if len(kinds := sorted({KINDS[suffix_of(path)] for path in paths})) > 1:
+        raise ValueError(f"the folder {uri!r} holds both {' and '.join(kinds)} files; it must be {ALLOWED}")
     return paths
 
 

@@ -4,18 +4,42 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 import torch.distributed
-from pytorch_lightning import LightningModule
+from annotated_types import Ge, Gt, Le, Lt
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from models.dropout import RowDropout
 
 Schedule = Literal["constant", "cosine"]
 Batch = Mapping[str, Any]
+
+
+class Recipe(TypedDict):
+    """How a network is trained, whatever it is.
+
+    Attributes:
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled weight decay of matrices.
+        warmup_share: share of all steps in which the rate rises linearly.
+        schedule: what the rate does after that.
+        gradient_clip: largest L2 norm of the gradient; null for none.
+        ema_decay: decay per step of the averaged weights that are evaluated and shipped; null for none.
+        compile: torch.compile the network.
+    """
+
+    lr: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+    warmup_share: Annotated[float, Ge(0), Le(1)]
+    schedule: Schedule
+    gradient_clip: Annotated[float, Gt(0)] | None
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None
+    compile: bool
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
@@ -34,6 +58,21 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     plain = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def adamw(network: nn.Module, options: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW, fused, over a network."""
+    return torch.optim.AdamW(parameter_groups(network, options["weight_decay"]), lr=options["lr"], fused=True)
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole training; Lightning's own estimate counts calls."""
+    if trainer.max_steps >= 0:
+        return trainer.max_steps
+    loader: Any = trainer.train_dataloader
+    num_calls = int(trainer.num_training_batches)
+    per_epoch: int = loader.num_batches if num_calls == len(loader) else num_calls * loader.batches_per_call
+    return per_epoch * (trainer.max_epochs or 1)
 
 
 class Steps:
@@ -73,6 +112,32 @@ class Steps:
         # bf16 where the strategy asks for gradients of half the bytes
         dtype = getattr(module.trainer.strategy, "gradient_dtype", None)
         self.reduce = GradientSum(self.parameters, dtype=dtype) if is_distributed() else None
+
+    @classmethod
+    def of(cls, module: LightningModule, network: nn.Module, average: nn.Module | None, options: Recipe) -> "Steps":
+        """Bind a module's optimizer, schedule and average into one loop over mini-batches, as training starts."""
+        total = total_steps(module.trainer)
+        if isinstance(module.trainer.model, DistributedDataParallel):
+            # Steps reduces; DDP's hooks would reduce some of the backward passes again.
+            module.trainer.model.require_backward_grad_sync = False
+        optimizer = module.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return cls(
+            module,
+            optimizer,
+            network,
+            average=average,
+            decay=options["ema_decay"] or 0.0,
+            clip=options["gradient_clip"],
+            schedule=lambda step: learning_rate(
+                step,
+                peak=options["lr"],
+                warmup_steps=int(options["warmup_share"] * total),
+                total_steps=total,
+                schedule=options["schedule"],
+            ),
+            seed=torch.initial_seed(),
+        )
 
     @property
     def seconds_reducing(self) -> float:

@@ -5,11 +5,7 @@ its own. Frauds are large amounts, compromised terminals and stolen cards.
 Le Borgne et al., https://fraud-detection-handbook.github.io/fraud-detection-handbook (chapter 3); the code is our own.
 """
 
-import hashlib
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
+
+from datamodules.cache import cache_file, write_atomically
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -101,17 +99,15 @@ def simulate_cached(simulation: Simulation) -> pa.Table:
         log.warning("making the damaged cache file %s again (%s)", path, str(error).splitlines()[0])
     table = simulate(simulation)
     try:
-        _write_atomically(table, path)
+        write_atomically(path, lambda file: pa.parquet.write_table(table, file, write_page_checksum=True))
     except OSError as error:
         log.warning("the simulated transactions are not cached (%s); set FULLCYCLE_CACHE to a folder", error)
     return table
 
 
 def cache_path(simulation: Simulation) -> Path:
-    """Where the table is kept: in $FULLCYCLE_CACHE, else ~/.cache/fullcycle, under a hash of all parameters."""
-    folder = Path(os.environ.get("FULLCYCLE_CACHE") or Path.home() / ".cache" / "fullcycle").expanduser()
-    parameters = json.dumps({"version": VERSION, **asdict(simulation)}, sort_keys=True)
-    return folder / f"transactions-{hashlib.blake2b(parameters.encode(), digest_size=8).hexdigest()}.parquet"
+    """Where the table is kept."""
+    return cache_file("transactions", {"version": VERSION, **asdict(simulation)}, ".parquet")
 
 
 def _transactions(simulation: Simulation, generator: np.random.Generator) -> tuple[Ints, Ints, Ints, Floats, Ints]:
@@ -183,17 +179,3 @@ class _Finder:
         bounds: Sequence[int] = [entity * self.num_days + first_day, entity * self.num_days + end]
         start, stop = np.searchsorted(self.key, bounds)
         return self.order[start:stop]
-
-
-def _write_atomically(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            pa.parquet.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -5,30 +5,28 @@ Shapes: B rows, F numeric and boolean columns, C categorical, T timestamps, K en
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from models import baselines, metrics, plots, pruning
 from models.calibration import Calibration, Method
 from models.fraud import report
 from models.fraud.export import Detector, graph_of
 from models.graph import Graph
-from models.optim import Schedule, Steps, learning_rate, parameter_groups
+from models.optim import Recipe, Steps, adamw
+from models.outputs import gathered
 from models.sharding import shard
 from models.tabular import TableNetwork
 
 Schema = Mapping[str, Any]
-Share = Annotated[float, Ge(0), Le(1)]
 
 INPUTS = ("numeric", "categorical", "timestamp")
 PREDICT_ROWS = 8_192  # more at a time fill memory with activations and are no faster
@@ -38,34 +36,20 @@ ENCODE_ROWS = 8_192  # more at a time leave the cache
 HEADLINE = ("average_precision", "roc_auc", "card_precision_at_100", "recall_at_1pct", "cost_saved_share")
 
 
-class Training(TypedDict):
+class Training(Recipe):
     """How a fraud network is trained, whatever its architecture.
 
     Attributes:
-        lr: peak learning rate of AdamW.
-        weight_decay: decoupled weight decay of matrices.
-        warmup_share: share of all steps in which the rate rises linearly.
-        schedule: what the rate does after that.
-        gradient_clip: largest L2 norm of the gradient; null for none.
-        ema_decay: decay per step of the averaged weights that are evaluated and shipped; null for none.
         loss: cross-entropy, focal (Lin et al., 2017) or logit-adjusted (Menon et al., 2021).
         focal_gamma: focusing exponent; only with `loss=focal`.
         positive_weight: weight of a positive row in the loss; 1 leaves it alone.
         calibration: how probabilities are calibrated on validation.
-        compile: torch.compile the network.
     """
 
-    lr: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
-    warmup_share: Share
-    schedule: Schedule
-    gradient_clip: Annotated[float, Gt(0)] | None
-    ema_decay: Annotated[float, Gt(0), Lt(1)] | None
     loss: Literal["bce", "focal", "logit_adjusted"]
     focal_gamma: Annotated[float, Ge(0)]
     positive_weight: Annotated[float, Gt(0)]
     calibration: Method
-    compile: bool
 
 
 class FraudModule(LightningModule):
@@ -197,48 +181,16 @@ class FraudModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, fused, over the trained network."""
-        groups = parameter_groups(self.network, self.training_options["weight_decay"])
-        return torch.optim.AdamW(groups, lr=self.training_options["lr"], fused=True)
+        return adamw(self.network, self.training_options)
 
     def on_train_start(self) -> None:
         """Bind the optimizer, the schedule and the average into one loop over mini-batches."""
-        options, total = self.training_options, self._total_steps()
-        if isinstance(
-            self.trainer.model, DistributedDataParallel
-        ):  # Steps reduces; DDP's hooks would reduce some of the backward passes again
-            self.trainer.model.require_backward_grad_sync = False
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self.steps = Steps(
-            self,
-            optimizer,
-            self.network,
-            average=self.average,
-            decay=options["ema_decay"] or 0.0,
-            clip=options["gradient_clip"],
-            schedule=lambda step: learning_rate(
-                step,
-                peak=options["lr"],
-                warmup_steps=int(options["warmup_share"] * total),
-                total_steps=total,
-                schedule=options["schedule"],
-            ),
-            seed=torch.initial_seed(),
-        )
+        self.steps = Steps.of(self, self.network, self.average, self.training_options)
 
     @property
     def seconds_communicating(self) -> float:
         """Time that this rank has spent in averaging gradients."""
         return self.steps.seconds_reducing
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole training; Lightning's own estimate counts calls."""
-        if self.trainer.max_steps >= 0:
-            return self.trainer.max_steps
-        loader: Any = self.trainer.train_dataloader
-        num_calls = int(self.trainer.num_training_batches)
-        per_epoch: int = loader.num_batches if num_calls == len(loader) else num_calls * loader.batches_per_call
-        return per_epoch * (self.trainer.max_epochs or 1)
 
     def training_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step per mini-batch; return their losses [steps] for the callbacks."""
@@ -308,12 +260,7 @@ class FraudModule(LightningModule):
 
     def _gathered(self) -> metrics.Scored:
         """Return all ranks' outputs of the epoch, each row once; the order of rows differs between numbers of ranks."""
-        columns = {name: torch.cat([out[name] for out in self.outputs]).cpu().numpy() for name in self.outputs[0]}
-        self.outputs.clear()
-        if self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, columns)
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        columns = gathered(self.outputs)
         return metrics.Scored.of(columns["score"], columns)
 
     def _log_metrics(self, split: str, rows: metrics.Scored) -> None:

@@ -17,7 +17,10 @@ FOLDER = Path(__file__).parents[2] / "configs" / "experiment"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 # Where an experiment's own data take long: the same in small. Any other experiment is run as it is.
-SMALL = {"fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"]}
+SMALL = {
+    "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
+    "text": ["data.docstrings_per_package=60"],
+}
 
 PLAIN = (int, float, bool, str, bytes, type(None), torch.Tensor)
 

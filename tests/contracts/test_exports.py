@@ -18,9 +18,13 @@ FOLDER = Path(__file__).parents[2] / "configs" / "experiment"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 # Where an experiment's own data take long: the same in small. Any other experiment is run as it is.
-SMALL = {"fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"]}
+SMALL = {
+    "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
+    "text": ["data.docstrings_per_package=60"],
+}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.filterwarnings("ignore")
 def test_an_experiment_exports_to_a_bundle_that_answers_as_torch(name: str, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def largest_difference(
         found, expected = session.run(None, dict(batch)), reference(batch)
         worst = max(worst, _difference(found, expected))
         pairs = zip(found, expected, strict=True)
-        flipped += [(ours != theirs).ravel() for ours, theirs in pairs if theirs.dtype == bool]
+        flipped += [(ours != theirs).ravel() for ours, theirs in pairs if is_decision(theirs)]
     if flipped and (share := float(np.mean(np.concatenate(flipped)))) > MOST_FLIPPED:
         raise errors.GateError(f"{share:.1%} of the graph's decisions are not torch's, more than {MOST_FLIPPED:.0%}")
     return worst
@@ -175,12 +175,17 @@ def _difference(found: list[Any], expected: tuple[NDArray[Any], ...]) -> float:
     for ours, theirs in zip(found, expected, strict=True):
         if ours.shape != theirs.shape:
             raise errors.GateError(f"the graph gives {ours.shape} where torch gives {theirs.shape}")
-        if theirs.dtype == bool:
+        if is_decision(theirs):
             continue  # `largest_difference` counts them
         if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
             raise errors.GateError("the graph gives a number where torch gives none, or the other way round")
         worst = max(worst, float(np.nanmax(np.abs(ours - theirs), initial=0.0)))
     return worst
+
+
+def is_decision(output: NDArray[Any]) -> bool:
+    """Whether an output is yes or no, or the number of a class: its rounding is another decision, and no distance."""
+    return output.dtype.kind in "bi"
 
 
 def extremes(raw: Arrays) -> Iterator[Arrays]:

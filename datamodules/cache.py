@@ -1,0 +1,44 @@
+"""Files that can be made again: kept in $FULLCYCLE_CACHE, else ~/.cache/fullcycle, whole or not at all."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cache_file(kind: str, parameters: Mapping[str, Any], suffix: str) -> Path:
+    """Where a file is kept: under a hash of all that determines it."""
+    folder = Path(os.environ.get("FULLCYCLE_CACHE") or Path.home() / ".cache" / "fullcycle").expanduser()
+    text = json.dumps(dict(parameters), sort_keys=True)
+    return folder / f"{kind}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}{suffix}"
+
+
+def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
+    """Make a file of what `write` writes to an open one; nobody ever sees a part of it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process of this machine make a file, while the others wait for it; where none can lock, all make it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,70 @@
+"""Files with one JSON object a line as Arrow: read whole, or in constant memory with types that hold in every row."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.json
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+BLOCK_BYTES = 16 << 20
+
+
+def read_json(filesystem: pa.fs.FileSystem, path: str, columns: Sequence[str] | None) -> pa.Table:
+    """All of one file; a name that an object lacks is missing there."""
+    tables = list(_blocks(filesystem, path))
+    if not tables:
+        raise pa.ArrowInvalid("Empty JSON file")
+    return picked(pa.concat_tables(tables, promote_options="permissive"), columns)
+
+
+def iter_json(
+    filesystem: pa.fs.FileSystem, paths: Sequence[str], columns: Sequence[str] | None, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows of all files in order. They are read twice: their first rows do not tell the types of the others."""
+    schemas = [table.schema for path in paths for table in _blocks(filesystem, path)]
+    if not schemas:
+        raise pa.ArrowInvalid("Empty JSON file")
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    empty = schema.empty_table()
+    for path in paths:
+        for table in _blocks(filesystem, path):
+            whole = pa.concat_tables([empty, table], promote_options="permissive")
+            yield from picked(whole, columns).combine_chunks().to_batches(max_chunksize=batch_rows)
+    yield pa.RecordBatch.from_pylist([], schema=picked(empty, columns).schema)
+
+
+def picked(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """The columns of these names; one that is not there is all missing."""
+    if columns is None:
+        return table
+    given = {name: table[name] if name in table.column_names else pa.nulls(len(table)) for name in columns}
+    return pa.table(given)
+
+
+def _blocks(filesystem: pa.fs.FileSystem, path: str) -> Iterator[pa.Table]:
+    """Whole lines, about 16 MB of them at a time."""
+    line, rest = 1, b""
+    with filesystem.open_input_stream(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            end = block.rfind(b"\n") + 1
+            if end:
+                lines, rest = rest + block[:end], block[end:]
+                yield from _parsed(lines, line)
+                line += lines.count(b"\n")
+            else:
+                rest += block
+    yield from _parsed(rest, line)
+
+
+def _parsed(lines: bytes, first_line: int) -> Iterator[pa.Table]:
+    if not lines.strip():
+        return
+    options = pa.json.ReadOptions(block_size=len(lines) + 1, use_threads=False)
+    try:
+        yield pa.json.read_json(io.BytesIO(lines), read_options=options)
+    except pa.ArrowInvalid as error:
+        told = re.sub(r"in row (\d+)", lambda row: f"in line {first_line + int(row[1])}", str(error))
+        raise pa.ArrowInvalid(told) from error

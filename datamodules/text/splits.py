@@ -1,0 +1,61 @@
+"""Which rows train, which validate and which test: as a column or files say, else by a hash of the text."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datamodules.columns import Column, texts
+
+NAMES = ("train", "val", "test")
+USUAL = {"train": ["train", "training"], "val": ["val", "valid", "validation", "dev"], "test": ["test"]}
+Value = str | int | bool
+Rows = NDArray[np.int64]
+
+
+def parts_by_column(
+    column: Column, name: str, splits: Mapping[str, Sequence[Value] | None] | None, notes: list[str]
+) -> dict[str, Rows]:
+    """Rows of each split that a column names; `splits` maps splits to its values, None for the usual ones.
+
+    Raises ValueError naming the values that there are if one is asked for in vain, or train has none.
+    """
+    values = texts(column)
+    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(values).to_pylist()}
+    there = f"column {name!r} has {', '.join(f'{value!r} ({count:,})' for value, count in list(counts.items())[:20])}"
+    how = "give data.splits={train: [VALUE, ..], val: [..], test: [..]}; a split without values is taken out of train"
+    if splits is None:
+        known = {alias: split for split, aliases in USUAL.items() for alias in aliases}
+        meant = {value: known.get(str(value).lower()) for value in counts}
+        if None in meant.values() or "train" not in meant.values():
+            raise ValueError(f"{there}, which do not all name a split, train among them: {how}")
+    else:
+        if unknown := set(splits) - set(NAMES):
+            raise ValueError(f"data.splits must map train, val and test to values, got {sorted(unknown)[0]!r}")
+        asked = {str(value): split for split, chosen in splits.items() for value in chosen or []}
+        if strange := [value for value in asked if value not in counts]:
+            raise ValueError(f"data.splits.{asked[strange[0]]} has {strange[0]!r}, and {there}")
+        if "train" not in asked.values():
+            raise ValueError(f"data.splits must name the training rows; {there}: {how}")
+        meant = {value: asked.get(str(value)) for value in counts}
+        unnamed = [value for value, split in meant.items() if split is None]
+        notes += [f"{counts[value]:,} rows with {name}={value} are in no split: left out" for value in unnamed]
+    own = {split: [value for value, of in meant.items() if of == split] for split in NAMES}
+    return {
+        split: np.flatnonzero(np.asarray(pc.is_in(values, pa.array(chosen, pa.large_string()))))
+        for split, chosen in own.items()
+        if chosen
+    }
+
+
+def shares_of(hashes: NDArray[np.uint64], shares: Mapping[str, float]) -> dict[str, Rows]:
+    """Rows of each split by their hash: equal hashes to one split, whatever other rows there are.
+
+    shares: of the splits other than train, which has the rest.
+    """
+    place = hashes.astype(np.float64) / 2.0**64
+    bounds = np.cumsum([shares.get("test", 0.0), shares.get("val", 0.0)])
+    part = np.searchsorted(bounds, place, side="right")
+    return {name: np.flatnonzero(part == number) for number, name in enumerate(("test", "val", "train"))}

@@ -1,0 +1,105 @@
+"""Token ids of all splits in one memory-mapped Arrow file, made once for the same texts and tokenizer."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import tokenizers
+
+from datamodules.cache import cache_file, one_at_a_time, write_atomically
+from datamodules.columns import Column
+from datamodules.sources import fingerprint
+from datamodules.text.texts import Texts
+from datamodules.text.tokenizer import TRAINED, describe, encode, load, train
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what is made here: a new one makes old cache files stale
+TRAINING_CHARACTERS = 10_000  # of each text train the tokenizer: a longer word takes the square of its length
+
+
+@dataclass(frozen=True)
+class How:
+    """How texts become token ids; see `Options` of the data module."""
+
+    tokenizer: str
+    vocab_size: int
+    lowercase: bool
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids by split, Arrow arrays of lists; the tokenizer as the schema has it; how many texts were cut."""
+
+    tokens: dict[str, pa.Array]
+    tokenizer: dict[str, Any]
+    num_cut: dict[str, int]
+    prints: dict[str, str]
+
+    def fingerprint_with(self, labels: Mapping[str, Column]) -> str:
+        """One hash of the texts and labels of all splits."""
+        parts = {name: [self.prints[name], fingerprint(pa.table({"label": labels[name]}))] for name in labels}
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def tokenized(texts: Mapping[str, Column], how: How) -> Tokenized:
+    """Token ids of texts, from the cache where they are; a damaged file is made again.
+
+    Processes of one machine wait for the one that makes the file. Without a folder to write to, nothing is cached.
+    """
+    prints = {name: fingerprint(pa.table({"text": column})) for name, column in texts.items()}
+    own = {} if how.tokenizer in TRAINED else {"file": describe(load(how.tokenizer))}
+    determined = {"version": VERSION, "library": tokenizers.__version__, "texts": prints, **asdict(how), **own}
+    path = cache_file("tokens", determined, ".arrow")
+    found = _read(path, prints)
+    if found is None:
+        with one_at_a_time(path):
+            found = _read(path, prints) or _make(texts, how, prints, path)
+    return found
+
+
+def _make(texts: Mapping[str, Column], how: How, prints: dict[str, str], path: Path) -> Tokenized:
+    if how.tokenizer in TRAINED:
+        given = Texts(pc.utf8_slice_codeunits(texts["train"], 0, TRAINING_CHARACTERS))
+        tokenizer = train(given, kind=how.tokenizer, vocab_size=how.vocab_size, lowercase=how.lowercase)
+    else:
+        tokenizer = load(how.tokenizer)
+    described, num_cut, batches = describe(tokenizer), {}, {}
+    for name, column in texts.items():
+        batches[name], num_cut[name] = encode(tokenizer, column, how.max_length)
+    about = {"tokenizer": described, "num_cut": num_cut, "splits": list(texts)}
+    schema = pa.schema([("tokens", pa.large_list(pa.int32()))], metadata={"about": json.dumps(about)})
+    try:
+        write_atomically(path, lambda file: _write(file, schema, batches))
+    except OSError as error:
+        log.warning("the token ids are not cached (%s); set FULLCYCLE_CACHE to a folder", error)
+        return Tokenized(batches, described, num_cut, prints)
+    return _read(path, prints) or Tokenized(batches, described, num_cut, prints)
+
+
+def _write(file: Any, schema: pa.Schema, batches: Mapping[str, pa.Array]) -> None:
+    with pa.ipc.new_file(file, schema) as writer:
+        for column in batches.values():
+            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
+
+
+def _read(path: Path, prints: dict[str, str]) -> Tokenized | None:
+    """What is in a cache file, mapped into memory; None where there is none that is whole."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        about = json.loads(reader.schema.metadata[b"about"])
+        tokens = {name: reader.get_batch(place).column(0) for place, name in enumerate(about["splits"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        log.warning("making the damaged cache file %s again (%s)", path, str(error).splitlines()[0])
+        return None
+    return Tokenized(tokens, about["tokenizer"], about["num_cut"], prints)

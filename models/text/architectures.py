@@ -1,0 +1,93 @@
+"""The architectures of the text experiment: each is a `TextModule` around one network of models/text/networks.py."""
+
+from typing import Annotated, Unpack
+
+from annotated_types import Ge, Gt, Lt
+
+from models.text.module import Schema, TextModule, Training
+from models.text.naive_bayes import counts_of
+from models.text.networks import Ngram, Transformer
+
+Dropout = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Gt(0)]
+
+
+class TextTransformer(TextModule):
+    """A pre-norm transformer encoder over tokens, pooled by attention."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_blocks: Count,
+        num_heads: Count,
+        dropout: Dropout,
+        token_dropout: Dropout,
+        head_size: Count | None = None,
+        feed_size: Count | None = None,
+        **training: Unpack[Training],
+    ) -> None:
+        network = Transformer(
+            schema,
+            width=width,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            dropout=dropout,
+            token_dropout=token_dropout,
+            head_size=head_size,
+            feed_size=feed_size,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them
+
+
+class TextNgram(TextModule):
+    """A bag of hashed words and n-grams of words, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759).
+
+    `naive_bayes` times the log ratios of naive Bayes are what its vectors begin with, counted before the first step; 0
+    begins with nothing.
+    """
+
+    network: Ngram
+    average: Ngram | None
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: Count,
+        num_buckets: Count,
+        longest: Count,
+        dropout: Dropout,
+        token_dropout: Dropout,
+        naive_bayes: Annotated[float, Ge(0)],
+        **training: Unpack[Training],
+    ) -> None:
+        network = Ngram(
+            schema,
+            width=width,
+            num_buckets=num_buckets,
+            longest=longest,
+            dropout=dropout,
+            token_dropout=token_dropout,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them
+        self.naive_bayes = naive_bayes
+
+    def on_train_start(self) -> None:
+        """Count the training rows and begin with naive Bayes, unless the weights come from a checkpoint."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.naive_bayes and datamodule is not None and not self.network.has_begun:
+            calls = datamodule.train_dataloader()  # a loader of its own: the trainer's stays at its place
+            counts = counts_of(
+                self.network.features,
+                (batch for call in calls for batch in call),
+                size=self.network.words.num_buckets + self.network.vocab_size,
+                num_classes=len(self.classes),
+            )
+            for network in (self.network, self.average):
+                if network is not None:
+                    network.begin(counts, self.naive_bayes)
+        super().on_train_start()

@@ -1,0 +1,81 @@
+"""Classical baselines on raw texts, through scikit-learn: a vectorizer and a classifier, or what ignores the text."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import ComplementNB
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import LinearSVC
+from torch import Tensor
+
+from models.classification import Classified
+
+
+def majority() -> Pipeline:
+    """The commonest class, whatever the text."""
+    return make_pipeline(_vectorizer(longest=1, min_rows=1), DummyClassifier(strategy="prior"))
+
+
+def logistic_regression(*, C: float = 10.0, longest: int = 2, min_rows: int = 1) -> Pipeline:  # noqa: N803 - scikit-learn's name
+    """Logistic regression of TF-IDF weights of words and their n-grams."""
+    return make_pipeline(_vectorizer(longest, min_rows), LogisticRegression(C=C, max_iter=300))
+
+
+def linear_svm(*, C: float = 0.3, longest: int = 2, min_rows: int = 1) -> Pipeline:  # noqa: N803 - scikit-learn's name
+    """Linear support vector machine on the same weights."""
+    return make_pipeline(_vectorizer(longest, min_rows), LinearSVC(C=C, random_state=0))
+
+
+def naive_bayes(*, smoothing: float = 0.3, longest: int = 2, min_rows: int = 1) -> Pipeline:
+    """Complement naive Bayes on the same weights (Rennie et al., 2003)."""
+    return make_pipeline(_vectorizer(longest, min_rows), ComplementNB(alpha=smoothing))
+
+
+def _vectorizer(longest: int, min_rows: int) -> TfidfVectorizer:
+    # Any run of letters and digits, so that no language and no one-letter word is left out.
+    return TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, longest), min_df=min_rows, token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+    )
+
+
+def fit(baseline: Pipeline, texts: Iterable[str], target: Tensor) -> Pipeline:
+    """Fit to texts and their classes int64 [rows], or, one model a class, to yes and no [rows, classes]."""
+    truth = target.cpu().numpy()
+    if truth.ndim == 2:
+        *first, (name, last) = baseline.steps
+        baseline = Pipeline([*first, (name, OneVsRestClassifier(last))])
+        truth = (truth > 0).astype(np.int64)
+    try:
+        return baseline.fit(list(texts), truth)
+    except ValueError as error:
+        raise ValueError(f"the baseline {type(baseline.steps[-1][1]).__name__} cannot be fitted: {error}") from error
+
+
+def scored(baseline: Pipeline, texts: Iterable[str], target: Tensor, *, num_classes: int) -> Classified:
+    """Score rows by a fitted baseline: logits, or what it has that comes next to them."""
+    truth = target.cpu().numpy()
+    if hasattr(baseline, "predict_proba"):
+        probability = np.clip(np.asarray(baseline.predict_proba(list(texts)), np.float64), 1e-12, 1 - 1e-12)
+        score = np.log(probability) - (np.log1p(-probability) if truth.ndim == 2 else 0.0)
+    else:
+        score = np.asarray(baseline.decision_function(list(texts)), np.float64)
+        score = np.stack([-score, score], axis=1) / 2 if score.ndim == 1 and num_classes == 2 else score
+    return Classified.of(_spread(score, baseline, num_classes, truth), truth, np.arange(len(truth)))
+
+
+def _spread(
+    score: NDArray[np.float64], baseline: Pipeline, num_classes: int, truth: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Scores of the classes that were there to fit, among all of them [rows, classes]."""
+    score = score.reshape(len(score), -1)
+    if truth.ndim == 2 or score.shape[1] == num_classes:
+        return score
+    whole = np.full((len(score), num_classes), -30.0)
+    whole[:, np.asarray(baseline.classes_, np.int64)] = score
+    return whole
