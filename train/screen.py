@@ -170,8 +170,10 @@ def show_notes(notes: Iterable[str]) -> None:
         console.print(f"[dim]note  {note}[/]", soft_wrap=True)
 
 
-def _beats(one: Mapping[str, float], other: Mapping[str, float], metric: str, mode: str) -> bool:
-    a, b = one.get(metric, math.nan), other.get(metric, math.nan)
+def _beats(one: Mapping[str, float | None], other: Mapping[str, float | None], metric: str, mode: str) -> bool:
+    a, b = one.get(metric), other.get(metric)
+    if a is None or b is None:  # a metric that is undefined is null in result.json
+        return False
     return a > b if mode == "max" else a < b
 
 
