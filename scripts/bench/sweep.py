@@ -131,7 +131,8 @@ def hyperband(options: argparse.Namespace) -> bool:
     good = True
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as temporary:
-            folder, many = Path(temporary), (f"trials={options.trials}", f"seed={seed}")
+            folder = Path(options.folder or temporary) / f"seed{seed}"
+            many = (f"trials={options.trials}", f"seed={seed}")
             full = sweep(folder / "full", *many, "pruner=none")
             pruned = sweep(folder / "pruned", *many, "pruner=hyperband")
             whole, used = (sum(steps for steps, _ in trials) for trials in (full, pruned))
@@ -155,6 +156,7 @@ def main() -> int:
     parser.add_argument("--storage", help="a database instead of a journal file")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--folder", help="keeps the sweeps of --only hyperband, and goes on with those that are there")
     options = parser.parse_args()
     good = options.only == "hyperband" or overhead(options)
     good = (options.only == "overhead" or hyperband(options)) and good
