@@ -115,6 +115,7 @@ def test_the_mini_batches_per_call_change_nothing(configure):
     assert_same_end(one.folder, many.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "count", "after_saving"),
     [
