@@ -118,6 +118,7 @@ class RunFolder:
     def logging_open(self) -> Iterator[None]:
         """Send the log to train.log (rank 0) or train-rank<N>.log, and warnings to the screen, while it is open."""
         handler = logging.FileHandler(self.log)
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk ends the run by itself
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
         for library in ("pytorch_lightning", "lightning_fabric"):
@@ -140,7 +141,8 @@ class RunFolder:
             for each in handlers:
                 root.removeHandler(each)
             root.setLevel(level)
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk: what ends the run says so
+                handler.close()
             self.release()
 
 
@@ -170,7 +172,9 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error}") from error
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise StorageError(_not_written(path, error)) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -193,8 +197,12 @@ def write_picture(path: Path, figure: Figure) -> NDArray[np.uint8]:
     try:
         imsave(path, picture)
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error}") from error
+        raise StorageError(_not_written(path, error)) from error
     return picture
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    return f"could not write {path}: {error}; make room, or make the folder writable, and start again"
 
 
 def _without_nan(value: Any) -> Any:
