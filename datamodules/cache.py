@@ -4,11 +4,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+log = logging.getLogger(__name__)
 
 
 def cache_file(kind: str, parameters: Mapping[str, Any], suffix: str) -> Path:
@@ -42,3 +48,29 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def cached_table(kind: str, parameters: Mapping[str, Any], make: Callable[[], pa.Table]) -> pa.Table:
+    """What `make` gives, kept as a Parquet file; a damaged file is made again, an impossible one is done without."""
+    path = cache_file(kind, parameters, ".parquet")
+    found = _read(path)
+    if found is None:
+        with one_at_a_time(path):
+            found = _read(path)
+            if found is None:
+                found = table = make()
+                try:
+                    write_atomically(path, lambda file: pa.parquet.write_table(table, file, write_page_checksum=True))
+                except OSError as error:
+                    log.warning("the %s are not cached (%s); set FULLCYCLE_CACHE to a folder", kind, error)
+    return found
+
+
+def _read(path: Path) -> pa.Table | None:
+    try:
+        return pa.parquet.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        log.warning("making the damaged cache file %s again (%s)", path, str(error).splitlines()[0])
+        return None

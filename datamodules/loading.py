@@ -32,66 +32,47 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int, positives: Tensor | Non
     return torch.where(take_positive, drawn, fill)
 
 
-def _rank_and_world_size() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and how many there are; 0 and 1 where it is alone."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
-class TensorLoader:
-    """Batches of a table that lives as tensors on one device, cut by index.
-
-    `batch_size` is the global one: rank r of R takes every R-th row of each global batch, so that the ranks together
-    see what one process would see, each row once, with nothing padded or dropped.
-
-    With `batches_per_call` set, it yields lists of that many consecutive mini-batches, gathered by one indexing
-    operation, for a `training_step` that takes several optimizer steps; without, it yields single batches.
+class Loader:
+    """What Lightning asks of a loader of ours: its length, the epoch's order, its position.
 
     Resume: `state_dict` holds the position; the order needs no state. `sampler` is itself, since Lightning calls
     `loader.sampler.set_epoch(epoch)` before each epoch.
+
+    Args:
+        num_rows: of all ranks, in an epoch.
+        num_batches: global mini-batches in an epoch.
+        shuffle: for training.
+        seed: of the order.
+        batches_per_call: mini-batches of one list; None for single batches.
 
     Attributes:
         seconds_waiting: time spent in gathering batches since the loader was made.
         rows_seen: rows of all ranks handed out since the loader was made.
     """
 
+    batch_sampler = None
+
     def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        batches_per_call: int | None = None,
-        positive_share: float = 0.0,
+        self, *, num_rows: int, num_batches: int, shuffle: bool, seed: int, batches_per_call: int | None
     ) -> None:
-        sizes = {name: len(tensor) for name, tensor in tensors.items()}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"tensors must have one length; got {sizes}")
-        # A table without, say, timestamps has a [rows, 0] tensor: it is sliced for free, so it stays in the batch.
-        self.tensors = dict(tensors)
-        self.num_rows = next(iter(sizes.values()))
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.batches_per_call = batches_per_call
-        self.positive_share = positive_share
+        self.num_rows, self.num_batches = num_rows, num_batches
+        self.shuffle, self.seed, self.batches_per_call = shuffle, seed, batches_per_call
         self.epoch = 0
         self.next_batch = 0
         self.seconds_waiting = 0.0
         self.rows_seen = 0
 
-    batch_sampler = None
-
     @property
-    def sampler(self) -> "TensorLoader":
+    def sampler(self) -> "Loader":
         """Itself: Lightning looks here for `set_epoch`."""
         return self
-
-    @property
-    def num_batches(self) -> int:
-        """Number of global mini-batches in an epoch, the last one partial."""
-        return -(-self.num_rows // self.batch_size)
 
     def __len__(self) -> int:
         return -(-self.num_batches // (self.batches_per_call or 1))
@@ -109,17 +90,59 @@ class TensorLoader:
         """Take up the position of `state_dict`, on any number of ranks."""
         self.epoch, self.next_batch = int(state["epoch"]), int(state["next_batch"])
 
-    def __iter__(self) -> Iterator[Any]:
-        order = self._order()
+    def calls(self) -> Iterator[tuple[int, int]]:
+        """Go on from the position: the first global mini-batch of each call, and the one after its last."""
         # Evaluation always starts at the first row: Lightning's sanity check leaves it after two batches.
         if not self.shuffle or self.next_batch >= self.num_batches:
             self.next_batch = 0
         while self.next_batch < self.num_batches:
+            first = self.next_batch
+            self.next_batch = min(first + (self.batches_per_call or 1), self.num_batches)
+            yield first, self.next_batch
+
+
+class TensorLoader(Loader):
+    """Batches of a table that lives as tensors on one device, cut by index.
+
+    `batch_size` is the global one: rank r of R takes every R-th row of each global batch, so that the ranks together
+    see what one process would see, each row once, with nothing padded or dropped.
+
+    With `batches_per_call` set, it yields lists of that many consecutive mini-batches, gathered by one indexing
+    operation, for a `training_step` that takes several optimizer steps; without, it yields single batches.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        batches_per_call: int | None = None,
+        positive_share: float = 0.0,
+    ) -> None:
+        sizes = {name: len(tensor) for name, tensor in tensors.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"tensors must have one length; got {sizes}")
+        # A table without, say, timestamps has a [rows, 0] tensor: it is sliced for free, so it stays in the batch.
+        self.tensors = dict(tensors)
+        num_rows = next(iter(sizes.values()))
+        super().__init__(
+            num_rows=num_rows,
+            num_batches=-(-num_rows // batch_size),
+            shuffle=shuffle,
+            seed=seed,
+            batches_per_call=batches_per_call,
+        )
+        self.batch_size = batch_size
+        self.positive_share = positive_share
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order()
+        for first, last in self.calls():
             start = time.perf_counter()
-            last = min(self.next_batch + (self.batches_per_call or 1), self.num_batches)
-            batches = self._gather(order, self.next_batch, last)
-            self.rows_seen += min(last * self.batch_size, self.num_rows) - self.next_batch * self.batch_size
-            self.next_batch = last
+            batches = self._gather(order, first, last)
+            self.rows_seen += min(last * self.batch_size, self.num_rows) - first * self.batch_size
             self.seconds_waiting += time.perf_counter() - start
             yield batches if self.batches_per_call else batches[0]
 
@@ -134,7 +157,7 @@ class TensorLoader:
 
     def _gather(self, order: Tensor | None, first: int, last: int) -> list[Batch]:
         """Return this rank's part of the global mini-batches first..last-1."""
-        rank, world_size = _rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         begin, end = first * self.batch_size, min(last * self.batch_size, self.num_rows)
         if world_size == 1:
             sizes = [self.batch_size] * (last - first - 1) + [end - begin - (last - first - 1) * self.batch_size]

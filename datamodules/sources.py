@@ -25,7 +25,10 @@ ALLOWED = (
 
 
 def read_table(uri: str, *, columns: Sequence[str] | None = None, as_text: bool = False) -> pa.Table:
-    """Read all of it; `columns` picks some; with `as_text`, fields of a CSV file are texts, missing only if empty.
+    """Read all of it; `columns` picks some.
+
+    With `as_text`, fields of a CSV file are texts, missing only if empty, and texts of JSON lines stay what they are
+    where they look like times.
 
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
     """
@@ -36,7 +39,7 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None, as_text: bool 
             table = parquet_dataset(filesystem, paths).to_table(columns=None if columns is None else list(columns))
         else:
             tables = [
-                read_json(filesystem, path, columns)
+                read_json(filesystem, path, columns, as_text=as_text)
                 if kind == "JSON"
                 else read_csv(filesystem, path, columns, as_text=as_text)
                 for path in paths
@@ -54,7 +57,7 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Read it piece by piece, in order, in constant memory; a table without rows gives one batch without rows.
 
-    With `as_text`, fields of a CSV file are texts, missing only if empty.
+    With `as_text` as `read_table`.
 
     Raises FileNotFoundError where there is nothing, ValueError where it cannot be read.
     """
@@ -64,7 +67,7 @@ def iter_batches(
         if kind == "Parquet":
             batches = _iter_parquet(parquet_dataset(filesystem, paths), columns, batch_rows)
         elif kind == "JSON":
-            batches = iter_json(filesystem, paths, columns, batch_rows)
+            batches = iter_json(filesystem, paths, columns, batch_rows, as_text=as_text)
         else:
             batches = iter_csv(filesystem, paths, columns, batch_rows, as_text=as_text)
         any_rows = False
@@ -93,12 +96,7 @@ def fingerprint(table: pa.Table) -> str:
 
 def find_files(uri: str) -> tuple[pa.fs.FileSystem, list[str]]:
     """File system and sorted paths of the data files at uri, all of one format."""
-    if uri.startswith("s3://"):
-        filesystem, path = s3_filesystem(), uri.removeprefix("s3://").rstrip("/")
-    elif "://" in uri and not uri.startswith("file://"):
-        raise ValueError(f"cannot read {uri!r}: it must be {ALLOWED}")
-    else:
-        filesystem, path = pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    filesystem, path = place_of(uri, ALLOWED)
     try:
         info = filesystem.get_file_info(path)
         if info.type == pa.fs.FileType.NotFound:
@@ -114,6 +112,15 @@ def find_files(uri: str) -> tuple[pa.fs.FileSystem, list[str]]:
             raise
         raise ValueError(_unreadable(uri, error)) from error
     return filesystem, _of_one_format(uri, paths)
+
+
+def place_of(uri: str, allowed: str) -> tuple[pa.fs.FileSystem, str]:
+    """File system and path of a URI; ValueError says what is `allowed` where it is neither local nor on S3."""
+    if uri.startswith("s3://"):
+        return s3_filesystem(), uri.removeprefix("s3://").rstrip("/")
+    if "://" in uri and not uri.startswith("file://"):
+        raise ValueError(f"cannot read {uri!r}: it must be {allowed}")
+    return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def s3_filesystem() -> pa.fs.FileSystem:

@@ -106,7 +106,8 @@ class Steps:
     ) -> None:
         self.module, self.optimizer, self.clip, self.schedule, self.seed = module, optimizer, clip, schedule, seed
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-        self.averages: list[Tensor] = [] if average is None else list(average.parameters())
+        pairs = [] if average is None else zip(average.parameters(), network.parameters(), strict=True)
+        self.averages: list[Tensor] = [mean for mean, trained in pairs if trained.requires_grad]
         self.dropouts = [layer for layer in network.modules() if isinstance(layer, RowDropout)]
         self.decay = decay
         # bf16 where the strategy asks for gradients of half the bytes
@@ -194,7 +195,7 @@ class Steps:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm, foreach=True)
         rate = self.schedule(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.step()
         for parameter in self.parameters:  # Optimizer.zero_grad takes 30 microseconds for the same
             parameter.grad = None

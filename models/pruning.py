@@ -5,12 +5,13 @@ computed and where it is used. Importance is its squared magnitude, or the first
 would change by, squared (Molchanov et al., 2019, arXiv 1906.10771).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Importance = Literal["magnitude", "taylor"]
 
@@ -85,6 +86,36 @@ def prune(
         for part in units.slices:
             smaller[part.name] = smaller[part.name].index_select(part.dim, _places(best, part, units.size))
     return options, smaller
+
+
+def pruned(
+    module: Any,
+    ratio: float,
+    *,
+    how: Importance,
+    batches: Iterable[Mapping[str, Tensor]],
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Return the constructor's arguments and the state dict of a module whose network is smaller.
+
+    Args:
+        module: a LightningModule; what its `scorer`, the network that predicts, becomes, stands for `network` and
+            `average` alike.
+        ratio: see `prune`.
+        how: what makes a unit important.
+        batches: training rows, for `taylor`.
+        loss: of a network on a batch, a scalar.
+    """
+    network = deepcopy(module.scorer).requires_grad_(True).eval()
+    values = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    if how == "taylor":
+        for batch in batches:
+            torch.autograd.backward(loss(network, batch))
+        values = {name: p.detach() * p.grad for name, p in network.named_parameters() if p.grad is not None}
+    options, smaller = prune(network.state_dict(), network.units(), values, ratio, how)
+    prefixes = ("network.",) if module.average is None else ("network.", "average.")
+    state = {name: value for name, value in module.state_dict().items() if not name.startswith(prefixes)}
+    return options, state | {prefix + name: value for prefix in prefixes for name, value in smaller.items()}
 
 
 def _by_unit(value: Tensor, part: Slice, size: int) -> Tensor:

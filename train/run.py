@@ -69,7 +69,7 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
         callbacks: further ones.
 
     Raises:
-        ConfigError: the run folder has checkpoints of another experiment.
+        ConfigError: the model cannot be made so, or the run folder has checkpoints of another experiment.
         DataError: the data cannot be read or breaks a rule.
         DivergedError: the loss is not finite.
         PeerLostError: another process of the run failed, was lost or hung.
@@ -89,7 +89,8 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
             datamodule = datamodule or make_data(cfg)
-            model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+            with errors.reporting(errors.ConfigError):
+                model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
             if cfg.weights is not None:
                 checkpoint.load_weights(model, Path(cfg.weights))
             trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror, callbacks)

@@ -16,19 +16,17 @@ from torch import Tensor
 
 from datamodules.columns import Column
 from datamodules.schema import Schema, require_columns
-from datamodules.sequences import SequenceLoader, Sequences
+from datamodules.sequences import SequenceLoader, Sequences, eval_batches, first_rows, on_device, train_batches
 from datamodules.sources import iter_batches, read_table
+from datamodules.splits import NAMES, parts_by_hash, require_training_share
 from datamodules.text import labels as label
-from datamodules.text.splits import NAMES, shares_of
-from datamodules.text.texts import Texts, hashes, naming, texts_of
-from datamodules.text.tokenized import How, tokenized
-from datamodules.text.tokenizer import encode
+from datamodules.texts import Texts, hashes, naming, texts_of
+from datamodules.tokenized import How, tokenized
+from datamodules.tokenizer import encode
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
-EVAL_BATCH_TOKENS = 32_768
-EVAL_BATCH_ROWS = 2_048
 PREDICT_BATCH_ROWS = 4_096
 
 
@@ -94,11 +92,9 @@ class TextDataModule(LightningDataModule):
 
     def __init__(self, columns: list[str], *, label: str, label_separator: str | None, options: Options) -> None:
         super().__init__()
-        if options["val_share"] + options["test_share"] >= 1:
-            raise ValueError(
-                "val_share + test_share must be below 1 to leave training rows, got "
-                f"{options['val_share']} + {options['test_share']}"
-            )
+        require_training_share(options)
+        if not columns:
+            raise ValueError("text must name a column; it is an empty list")
         if label in columns:
             raise ValueError(f"label must be another column than the text; both are {label!r}")
         self.raw: dict[str, Any] = {"text": columns, "label": label, "label_separator": label_separator}
@@ -119,9 +115,10 @@ class TextDataModule(LightningDataModule):
         """Read, split and tokenize; a second call does nothing."""
         if self.tensors:
             return
-        rows = self._split({name: self._rows(*given, self.raw) for name, given in self.read().items()})
+        stored = self.read()
+        rows = self._split({name: self._rows(*given, self.raw) for name, given in stored.items()})
         if not len(rows["train"].texts):
-            raise ValueError("there are no training rows with a text and a label")
+            raise ValueError(f"{stored['train'][0]}: there are no training rows with a text and a label")
         classes = label.classes_of(rows["train"].labels, self.raw["label"])
         rows = {split: self._known(own, classes, f"{split} rows") for split, own in rows.items()}
         made = tokenized({split: own.texts for split, own in rows.items()}, self._how())
@@ -154,16 +151,18 @@ class TextDataModule(LightningDataModule):
         A row without a text is classified as the empty text.
         """
         tokenizer, columns = _tokenizer(schema), schema["raw"]["text"]
+        row = 1
         for batch in iter_batches(uri, batch_rows=PREDICT_BATCH_ROWS, as_text=True):
             with naming(uri):
                 require_columns(batch.schema, columns)
-            tokens = Sequences.of(encode(tokenizer, texts_of(batch, columns, uri), schema["max_length"])[0])
+            texts = texts_of(batch, columns, uri, first_row=row)
+            row += batch.num_rows
+            tokens = Sequences.of(encode(tokenizer, texts, schema["max_length"])[0])
             yield batch, {"tokens": tokens.padded(torch.arange(len(tokens)), schema["tokenizer"]["pad_id"])}
 
     def raw_inputs(self, split: str, num_rows: int) -> dict[str, NDArray[Any]]:
         """What an exported graph takes of the first rows of a split, after `setup`: tokens int64 [B, L]."""
-        tokens: Sequences = self.tensors[split]["tokens"]
-        return {"tokens": tokens.padded(torch.arange(min(num_rows, len(tokens))), self._pad).numpy()}
+        return {"tokens": first_rows(self.tensors[split]["tokens"], num_rows, self._pad)}
 
     def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """The model's inputs of what an exported graph takes."""
@@ -171,16 +170,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> SequenceLoader:
         """Shuffled training batches, lists of `batches_per_call` of them."""
-        options = self.options
-        return SequenceLoader(
-            self._on_device(self.tensors["train"]),
-            pad=self._pad,
-            batch_tokens=options["batch_tokens"],
-            max_rows=options["batch_rows"],
-            shuffle=True,
-            seed=options["seed"],
-            batches_per_call=options["batches_per_call"],
-        )
+        return train_batches(on_device(self.tensors["train"], self.trainer), self.options, pad=self._pad)
 
     def val_dataloader(self) -> SequenceLoader | list[SequenceLoader]:
         """Validation batches, the shortest texts first; nothing where there are no validation rows."""
@@ -192,23 +182,11 @@ class TextDataModule(LightningDataModule):
 
     def eval_dataloader(self, tensors: dict[str, Any]) -> SequenceLoader | list[SequenceLoader]:
         """Batches of rows such as `load_other` gives, the shortest texts first; `row` tells which they are."""
-        if not len(tensors["target"]):
-            return []
-        return SequenceLoader(
-            self._on_device(tensors),
-            pad=self._pad,
-            batch_tokens=EVAL_BATCH_TOKENS,
-            max_rows=EVAL_BATCH_ROWS,
-            shuffle=False,
-        )
+        return eval_batches(on_device(tensors, self.trainer), pad=self._pad)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch as it is: the loaders' tensors live on the device."""
         return batch
-
-    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return {name: values.to(device) for name, values in tensors.items()}
 
     def _rows(self, uri: str, table: pa.Table, raw: Mapping[str, Any]) -> Rows:
         """The rows of a table that have a text and a label."""
@@ -227,15 +205,12 @@ class TextDataModule(LightningDataModule):
     def _split(self, given: dict[str, Rows]) -> dict[str, Rows]:
         """The splits that the data name, and the others taken out of the training rows by a hash of their texts."""
         folded = {name: hashes(rows.texts) for name, rows in given.items()}
-        shares = {name: self.options[f"{name}_share"] for name in ("val", "test") if name not in given}  # type: ignore[literal-required]
-        taken = shares_of(folded["train"], shares)
-        rows = {name: given[name] if name in given else given["train"].take(taken[name]) for name in NAMES}
-        rows["train"] = given["train"].take(taken["train"])
-        training = folded["train"][taken["train"]]
-        for name in given.keys() - {"train"}:
+        parts = parts_by_hash(folded, self.options)
+        training = folded["train"][parts["train"][1]]
+        for name in (name for name in NAMES[1:] if name in given):
             if num_known := int(np.isin(folded[name], training).sum()):
                 self.notes.append(f"leakage: {num_known:,} of the {len(folded[name]):,} {name} texts train, too")
-        return {name: rows[name] for name in NAMES}
+        return {name: given[origin].take(places) for name, (origin, places) in parts.items()}
 
     def _known(self, rows: Rows, classes: list[str], what: str) -> Rows:
         is_known, strange = label.known(rows.labels, classes)

@@ -1,43 +1,29 @@
 """Docstrings of the standard library and of installed packages, to be told apart: real texts that need no download.
 
-Source files are parsed, never imported. Names of the packages are replaced by one word, in all texts alike.
+Names of the packages are replaced by one word, in all texts alike.
 """
 
-import ast
-import importlib.util
-import logging
-import os
 import re
-import sysconfig
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Unpack
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 from annotated_types import Gt
 
-from datamodules.cache import cache_file, one_at_a_time, write_atomically
+from datamodules.cache import cached_table
 from datamodules.columns import stable_hash
+from datamodules.docstrings import Files, docstrings_in, root_of, source_files
 from datamodules.text.datamodule import Options, TextDataModule
-from datamodules.text.texts import hashes
-
-log = logging.getLogger(__name__)
+from datamodules.texts import hashes
 
 VERSION = 1  # of the method: a new one makes old cache files stale
-STANDARD_LIBRARY = "stdlib"
 MASK = "package"
 ANYWHERE = 5  # names of so many letters are replaced inside words, too
 FEWEST_CHARACTERS, MOST_CHARACTERS = 60, 2_000
-LARGEST_FILE = 60_000  # bytes: parsing a larger one takes long, and gives many texts of one kind
-ELSEWHERE = {"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "__pycache__"}
-OF_OTHERS = {"_vendor", "vendored", "externals", "extern", "third_party", "_lib", "_numpy", "fx_passes"}
-SOURCES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 Names = dict[str, list[str]]  # what else a package is called, by package
-Files = dict[str, list[tuple[str, int]]]  # path and size, by package
 
 
 class TextDocstrings(TextDataModule):
@@ -69,29 +55,9 @@ class TextDocstrings(TextDataModule):
 
 
 def docstrings_cached(files: Files, names: Names, most: int) -> pa.Table:
-    """`docstrings`, kept as a Parquet file in the cache folder; a damaged file is made again."""
-    path = cache_file("docstrings", {"version": VERSION, "files": files, "names": names, "most": most}, ".parquet")
-    found = _read(path)
-    if found is None:
-        with one_at_a_time(path):
-            found = _read(path)
-            if found is None:
-                found = table = docstrings(files, names, most)
-                try:
-                    write_atomically(path, lambda file: pa.parquet.write_table(table, file, write_page_checksum=True))
-                except OSError as error:
-                    log.warning("the docstrings are not cached (%s); set FULLCYCLE_CACHE to a folder", error)
-    return found
-
-
-def _read(path: Path) -> pa.Table | None:
-    try:
-        return pa.parquet.read_table(path, page_checksum_verification=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, pa.ArrowException) as error:
-        log.warning("making the damaged cache file %s again (%s)", path, str(error).splitlines()[0])
-        return None
+    """`docstrings`, kept as a file in the cache folder."""
+    determined = {"version": VERSION, "files": files, "names": names, "most": most}
+    return cached_table("docstrings", determined, lambda: docstrings(files, names, most))
 
 
 def docstrings(files: Mapping[str, list[tuple[str, int]]], names: Names, most: int) -> pa.Table:
@@ -115,15 +81,9 @@ def docstrings(files: Mapping[str, list[tuple[str, int]]], names: Names, most: i
 
 def docstrings_of(path: Path) -> Iterator[str]:
     """The docstrings of a source file that are neither short nor very long; none if it cannot be parsed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes: the file is not ours
-            tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, SOURCES) and len(text := ast.get_docstring(node) or "") >= FEWEST_CHARACTERS:
-            yield text[:MOST_CHARACTERS].encode(errors="ignore").decode()  # a lone surrogate is no text
+    for text in docstrings_in(path):
+        if len(text) >= FEWEST_CHARACTERS:
+            yield text[:MOST_CHARACTERS]
 
 
 def pattern(names: Names) -> re.Pattern[str]:
@@ -133,28 +93,3 @@ def pattern(names: Names) -> re.Pattern[str]:
     alone = r"(?<![a-z0-9]){}(?![a-z0-9])"
     words = [(r"{}" if len(word) >= ANYWHERE else alone).format(re.escape(word)) for word in longest_first]
     return re.compile("|".join(words) or r"(?!)", re.IGNORECASE)
-
-
-def source_files(packages: list[str]) -> Files:
-    """Source files of each package without tests and vendored code; none for one that is not installed."""
-    return {package: _files(root) if (root := root_of(package)) else [] for package in packages}
-
-
-def root_of(package: str) -> Path | None:
-    """The folder of a package, which is not imported."""
-    if package == STANDARD_LIBRARY:
-        return Path(sysconfig.get_paths()["stdlib"])
-    specification = importlib.util.find_spec(package) if package.isidentifier() else None
-    folders = specification.submodule_search_locations if specification else None
-    return Path(next(iter(folders))) if folders else None
-
-
-def _files(root: Path) -> list[tuple[str, int]]:
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in ELSEWHERE | OF_OTHERS)
-        for name in sorted(files):
-            path = Path(folder) / name
-            if name.endswith(".py") and (size := path.stat().st_size) <= LARGEST_FILE:
-                found.append((path.relative_to(root).as_posix(), size))
-    return found

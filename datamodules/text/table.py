@@ -2,14 +2,11 @@
 
 from typing import Unpack
 
-import numpy as np
 import pyarrow as pa
 
-from datamodules.schema import require_columns
-from datamodules.sources import read_table
+from datamodules.splits import Value
+from datamodules.tables import paths_of, read_splits, require_split_column
 from datamodules.text.datamodule import Options, TextDataModule
-from datamodules.text.splits import Value, parts_by_column
-from datamodules.text.texts import naming
 
 
 class TextTable(TextDataModule):
@@ -42,25 +39,12 @@ class TextTable(TextDataModule):
     ) -> None:
         columns = [text] if isinstance(text, str) else text
         super().__init__(columns, label=label, label_separator=label_separator, options=options)
-        if splits is not None and split_column is None:
-            raise ValueError("splits needs the column whose values it names: give data.split_column=COLUMN")
-        self.paths = (
-            {"train": path} | ({"val": val_path} if val_path else {}) | ({"test": test_path} if test_path else {})
-        )
+        require_split_column(split_column, splits)
+        self.paths = paths_of(path, val_path, test_path)
         self.split_column = split_column
         self.splits = splits
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
     def read(self) -> dict[str, tuple[str, pa.Table]]:
         """For each split that the data name, where it comes from and its table as it is stored."""
-        tables = {name: (path, read_table(path, as_text=True)) for name, path in self.paths.items()}
-        if self.split_column is None:
-            return tables
-        path, table = tables["train"]
-        with naming(path):
-            require_columns(table.schema, [self.split_column])
-            parts = parts_by_column(table[self.split_column], self.split_column, self.splits, self.notes)
-        if both := parts.keys() & tables.keys() - {"train"}:
-            name = sorted(both)[0]
-            raise ValueError(f"{name} rows are named twice: by data.{name}_path and by column {self.split_column!r}")
-        return tables | {name: (path, table.take(pa.array(rows.astype(np.int64)))) for name, rows in parts.items()}
+        return read_splits(self.paths, self.split_column, self.splits, self.notes)

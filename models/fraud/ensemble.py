@@ -5,13 +5,13 @@ of the positives lie on other scales, and the boldest of them would rule the mea
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pkgutil import resolve_name
-from typing import Any, NoReturn, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from models.calibration import logit
+from models.ensemble import build, check_same, load, options_of, refuse_pruning, refuse_training
 from models.fraud.module import FraudModule, Schema
 
 
@@ -75,56 +75,31 @@ class FraudEnsemble(FraudModule):
         schema = modules[0].schema
         members = [_member(schema, module, weight) for module, weight in zip(modules, weights, strict=True)]
         made = cls(schema, members=members)
-        blend: Any = made.network
-        for index, module in enumerate(modules):
-            blend.networks[index].load_state_dict(module.scorer.state_dict())
-            blend.calibrations[index].load_state_dict(module.calibration.state_dict())
+        load(made.network, modules)
         return made.eval()
 
-    def pruned(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse, with a ValueError."""
-        raise ValueError("an ensemble cannot be pruned as a whole: leave prune.ratio out, or export one of its members")
-
-    def configure_optimizers(self) -> NoReturn:
-        """Refuse, with a ValueError."""
-        raise ValueError("an ensemble is not trained: its members were; train one of them, or search again")
+    pruned = refuse_pruning
+    configure_optimizers = refuse_training
 
 
 def _module(schema: Schema, member: Member) -> FraudModule:
     """The module of a member, its weights as they were drawn."""
-    options = dict(member["model"])
-    target = options.pop("_target_")
-    kind = resolve_name(target)
-    if not (isinstance(kind, type) and issubclass(kind, FraudModule)):  # a checkpoint must not call what it likes
-        raise ValueError(f"members: {target} is no FraudModule")
     columns = [
         {**column, "bins": member["bins"][column["name"]]} if column["name"] in member["bins"] else column
         for column in schema["columns"]
     ]
-    module: FraudModule = kind({**schema, "columns": columns}, **options)
-    return module
+    return build(FraudModule, {**schema, "columns": columns}, member["model"])
 
 
 def _member(schema: Schema, module: FraudModule, weight: float) -> Member:
     """What a module is made from again. Raises ValueError where its inputs are not those of the schema."""
-    if differing := _differing(schema, module.schema):
-        raise ValueError(f"it was trained with other {', '.join(differing)}")
+    check_same(_without_bins(schema), _without_bins(module.schema))
     bins = {
         own["name"]: list(own["bins"])
         for own, column in zip(module.schema["columns"], schema["columns"], strict=True)
         if own.get("bins") != column.get("bins")
     }
-    kind = type(module)
-    options = {name: value for name, value in module.hparams.items() if name != "schema"}
-    # Of the averaged and the trained weights only those that predict are kept.
-    model = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **options, "ema_decay": None, "compile": False}
-    return {"model": model, "bins": bins, "weight": float(weight)}
-
-
-def _differing(one: Schema, other: Schema) -> list[str]:
-    """Keys of a schema in which two differ, bins left out."""
-    first, second = _without_bins(one), _without_bins(other)
-    return [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    return {"model": options_of(module), "bins": bins, "weight": float(weight)}
 
 
 def _without_bins(schema: Schema) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from models.fraud.export import Detector, graph_of
 from models.graph import Graph
 from models.optim import Recipe, Steps, adamw
 from models.outputs import gathered
-from models.sharding import shard
+from models.sharding import shard_networks
 from models.tabular import TableNetwork
 
 Schema = Mapping[str, Any]
@@ -129,16 +129,11 @@ class FraudModule(LightningModule):
         self, ratio: float, *, how: pruning.Importance, batches: Iterable[Mapping[str, Tensor]]
     ) -> tuple[dict[str, int], dict[str, Tensor]]:
         """Return the constructor's arguments and the state dict of a smaller model; `batches` are training rows."""
-        network = deepcopy(self.scorer).requires_grad_(True).eval()
-        values = {name: parameter.detach() for name, parameter in network.named_parameters()}
-        if how == "taylor":
-            for batch in batches:
-                torch.autograd.backward(self._loss(network(**_inputs(batch)), batch))
-            values = {name: p.detach() * p.grad for name, p in network.named_parameters() if p.grad is not None}
-        options, smaller = pruning.prune(network.state_dict(), network.units(), values, ratio, how)
-        prefixes = ("network.",) if self.average is None else ("network.", "average.")
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith(prefixes)}
-        return options, state | {prefix + name: value for prefix in prefixes for name, value in smaller.items()}
+
+        def loss(network: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+            return self._loss(network(**_inputs(batch)), batch)
+
+        return pruning.pruned(self, ratio, how=how, batches=batches, loss=loss)
 
     @staticmethod
     def ensemble(modules: "Sequence[FraudModule]", weights: Sequence[float]) -> "FraudModule":
@@ -155,12 +150,7 @@ class FraudModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the networks where the strategy asks for it; `num_blocks` decides how finely."""
-        if self.device_mesh is None:
-            return
-        recompute = bool(getattr(self.trainer.strategy, "activation_checkpointing", False))
-        for network in (self.network, self.average):
-            if network is not None:
-                shard(network, network.blocks, self.device_mesh["data_parallel"], recompute_blocks=recompute)
+        shard_networks(self)
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over rows and members of one mini-batch with its `encoded` features, a scalar."""

@@ -45,8 +45,8 @@ class TextTransformer(TextModule):
 class TextNgram(TextModule):
     """A bag of hashed words and n-grams of words, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759).
 
-    `naive_bayes` times the log ratios of naive Bayes are what its vectors begin with, counted before the first step; 0
-    begins with nothing.
+    `naive_bayes` times the log ratios of naive Bayes, counted before the first step, is added to its logits when it
+    predicts; 0 adds nothing.
     """
 
     network: Ngram
@@ -71,23 +71,23 @@ class TextNgram(TextModule):
             longest=longest,
             dropout=dropout,
             token_dropout=token_dropout,
+            naive_bayes=naive_bayes,
         )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # a tokenizer's pieces are no YAML: OmegaConf reads ${ in them
-        self.naive_bayes = naive_bayes
 
     def on_train_start(self) -> None:
-        """Count the training rows and begin with naive Bayes, unless the weights come from a checkpoint."""
+        """Count the training rows for naive Bayes, unless its ratios come from a checkpoint."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if self.naive_bayes and datamodule is not None and not self.network.has_begun:
+        if self.network.naive_bayes and datamodule is not None and not self.network.has_begun:
             calls = datamodule.train_dataloader()  # a loader of its own: the trainer's stays at its place
             counts = counts_of(
                 self.network.features,
                 (batch for call in calls for batch in call),
-                size=self.network.words.num_buckets + self.network.vocab_size,
+                size=self.network.num_features,
                 num_classes=len(self.classes),
             )
             for network in (self.network, self.average):
                 if network is not None:
-                    network.begin(counts, self.naive_bayes)
+                    network.begin(counts)
         super().on_train_start()

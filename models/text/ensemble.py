@@ -1,13 +1,13 @@
 """Several trained text networks as one: the weighted mean of their calibrated probabilities, calibrated once more."""
 
 from collections.abc import Iterable, Sequence
-from pkgutil import resolve_name
-from typing import Any, NoReturn, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from models.calibration import logit
+from models.ensemble import build, check_same, load, options_of, refuse_pruning, refuse_training
 from models.text.module import Schema, TextModule
 
 
@@ -54,7 +54,7 @@ class TextEnsemble(TextModule):
     """
 
     def __init__(self, schema: Schema, *, members: list[Member]) -> None:
-        modules = [_module(schema, member) for member in members]
+        modules = [build(TextModule, schema, member["model"]) for member in members]
         weights = [member["weight"] for member in members]
         network: Any = Blend(modules, weights, is_multi_label=bool(schema["multi_label"]))
         super().__init__(schema, network, **modules[0].training_options)
@@ -68,41 +68,13 @@ class TextEnsemble(TextModule):
             ValueError: they do not take the same inputs.
         """
         schema = modules[0].schema
-        members = [_member(schema, module, weight) for module, weight in zip(modules, weights, strict=True)]
+        members: list[Member] = []
+        for module, weight in zip(modules, weights, strict=True):
+            check_same(schema, module.schema)
+            members.append({"model": options_of(module), "weight": float(weight)})
         made = cls(schema, members=members)
-        blend: Any = made.network
-        for index, module in enumerate(modules):
-            blend.networks[index].load_state_dict(module.scorer.state_dict())
-            blend.calibrations[index].load_state_dict(module.calibration.state_dict())
+        load(made.network, modules)
         return made.eval()
 
-    def pruned(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse, with a ValueError."""
-        raise ValueError("an ensemble cannot be pruned as a whole: leave prune.ratio out, or export one of its members")
-
-    def configure_optimizers(self) -> NoReturn:
-        """Refuse, with a ValueError."""
-        raise ValueError("an ensemble is not trained: its members were; train one of them, or search again")
-
-
-def _module(schema: Schema, member: Member) -> TextModule:
-    """The module of a member, its weights as they were drawn."""
-    options = dict(member["model"])
-    target = options.pop("_target_")
-    kind = resolve_name(target)
-    if not (isinstance(kind, type) and issubclass(kind, TextModule)):  # a checkpoint must not call what it likes
-        raise ValueError(f"members: {target} is no TextModule")
-    module: TextModule = kind(schema, **options)
-    return module
-
-
-def _member(schema: Schema, module: TextModule, weight: float) -> Member:
-    """What a module is made from again. Raises ValueError where its inputs are not those of the schema."""
-    differing = [key for key in sorted({*schema, *module.schema}) if schema.get(key) != module.schema.get(key)]
-    if differing:
-        raise ValueError(f"it was trained with other {', '.join(differing)}")
-    kind = type(module)
-    options = {name: value for name, value in module.hparams.items() if name != "schema"}
-    # Of the averaged and the trained weights only those that predict are kept.
-    model = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **options, "ema_decay": None, "compile": False}
-    return {"model": model, "weight": float(weight)}
+    pruned = refuse_pruning
+    configure_optimizers = refuse_training

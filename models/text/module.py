@@ -22,7 +22,7 @@ from models.classification import THRESHOLD, Classified
 from models.graph import Graph
 from models.optim import Recipe, Steps, adamw
 from models.outputs import gathered
-from models.sharding import shard
+from models.sharding import shard_networks
 from models.text import baselines, report
 from models.text.export import graph_of
 from models.text.networks import TextNetwork
@@ -133,16 +133,11 @@ class TextModule(LightningModule):
         self, ratio: float, *, how: pruning.Importance, batches: Iterable[Mapping[str, Tensor]]
     ) -> tuple[dict[str, int], dict[str, Tensor]]:
         """Return the constructor's arguments and the state dict of a smaller model; `batches` are training rows."""
-        network = deepcopy(self.scorer).requires_grad_(True).eval()
-        values = {name: parameter.detach() for name, parameter in network.named_parameters()}
-        if how == "taylor":
-            for batch in batches:
-                torch.autograd.backward(self._loss(network(batch["tokens"]), batch["target"]))
-            values = {name: p.detach() * p.grad for name, p in network.named_parameters() if p.grad is not None}
-        options, smaller = pruning.prune(network.state_dict(), network.units(), values, ratio, how)
-        prefixes = ("network.",) if self.average is None else ("network.", "average.")
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith(prefixes)}
-        return options, state | {prefix + name: value for prefix in prefixes for name, value in smaller.items()}
+
+        def loss(network: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+            return self._loss(network(batch["tokens"]), batch["target"])
+
+        return pruning.pruned(self, ratio, how=how, batches=batches, loss=loss)
 
     @staticmethod
     def ensemble(modules: "Sequence[TextModule]", weights: Sequence[float]) -> "TextModule":
@@ -159,12 +154,7 @@ class TextModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the networks where the strategy asks for it; `num_blocks` decides how finely."""
-        if self.device_mesh is None:
-            return
-        recompute = bool(getattr(self.trainer.strategy, "activation_checkpointing", False))
-        for network in (self.network, self.average):
-            if network is not None:
-                shard(network, network.blocks, self.device_mesh["data_parallel"], recompute_blocks=recompute)
+        shard_networks(self)
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the rows of one mini-batch, a scalar."""

@@ -81,8 +81,8 @@ def show(outcome: contest.Outcome) -> None:
     settings = list(outcome.torch_latencies)
     print(f"{'':28}{'bytes':>10}{'peak MB':>9}   " + "".join(f"{name:>24}" for name in settings))
     for name, entry in outcome.entries.items():
-        if entry.candidate.path is None:
-            print(f"{name:28}{entry.candidate.note}")
+        if not entry.made.files:
+            print(f"{name:28}{entry.made.note}")
             continue
         times = "".join(f"{micro(entry.latencies[at]):>24}" for at in settings)
         print(f"{name:28}{entry.size:>10,}{entry.memory / 1e6:>9.1f}   {times}")

@@ -1,6 +1,7 @@
 """Every experiment of configs/experiment: it composes, fits its signatures, and trains to a complete run folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,41 +15,34 @@ from train.config.target import locate
 from train.run import Result, run
 
 FOLDER = Path(__file__).parents[2] / "configs" / "experiment"
-EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-# Where an experiment's own data take long: the same in small. Any other experiment is run as it is.
-SMALL = {
-    "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
-    "text": ["data.docstrings_per_package=60"],
-}
 
 PLAIN = (int, float, bool, str, bytes, type(None), torch.Tensor)
 
 
-def composed(name: str, *overrides: str) -> DictConfig:
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_module("configs", version_base="1.3"):
-        return compose("train", [f"experiment={name}", *overrides])
+        return compose("train", list(overrides))
 
 
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[DictConfig, Result]:
+@pytest.fixture(scope="module")
+def smoke(
+    experiment: str, small: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DictConfig, Result]:
     """The config and the result of a smoke run of an experiment."""
-    folder = tmp_path_factory.mktemp(request.param)
-    cfg = composed(request.param, "trainer=smoke", f"output_dir={folder}", *SMALL.get(request.param, []))
+    folder = tmp_path_factory.mktemp(experiment)
+    cfg = composed(*small(experiment), "trainer=smoke", f"output_dir={folder}")
     return cfg, run(cfg)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_composes_and_fits_the_signatures(name: str) -> None:
-    cfg = composed(name)
+def test_composes_and_fits_the_signatures(experiment: str) -> None:
+    cfg = composed(f"experiment={experiment}")
     check(cfg)
-    assert cfg.name == name
+    assert cfg.name == experiment
     assert cfg.monitor.startswith("val/")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_first_line_says_what_it_is(name: str) -> None:
-    lines = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if "@package" not in line]
+def test_first_line_says_what_it_is(experiment: str) -> None:
+    lines = [line for line in (FOLDER / f"{experiment}.yaml").read_text().splitlines() if "@package" not in line]
     assert lines[0].startswith("# ")
     assert len(lines[0]) > 20
 

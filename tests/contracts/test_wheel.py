@@ -1,6 +1,7 @@
 """Built as a wheel and installed where the checkout cannot be seen, the project works from any folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -102,6 +103,7 @@ def test_trains_from_any_folder(python: Path, anywhere: Path) -> None:
 def test_config_dir_adds_an_experiment_of_the_users_own(python: Path, anywhere: Path) -> None:
     (anywhere / "mine" / "experiment").mkdir(parents=True)
     (anywhere / "mine" / "experiment" / "mine.yaml").write_text(MINE)
-    assert "  mine   An experiment of the user's own." in train(python, anywhere, "--config-dir", "mine")
+    listed = train(python, anywhere, "--config-dir", "mine")
+    assert re.search(r"^  mine +An experiment of the user's own\.$", listed, re.M), listed
     printed = train(python, anywhere, "--config-dir", "mine", "experiment=mine", *SMALL)
     assert (anywhere / "runs" / "mine" / "latest" / "result.json").exists(), printed

@@ -31,6 +31,7 @@ def test_broken_lines_are_named(tmp_path):
     path = tmp_path / "t.jsonl"
     for body, told in [
         ('{"a": 1}\n{"a": "x"}\n', "changed from number to string in line 2"),
+        ('{"a": 1}\n\n\n{"a": "x"}\n', "changed from number to string in line 4"),
         ('{"a": 1}\n{"a": \n', "line 2"),
         ("", "Empty JSON file"),
         ('[{"a": 1}]', "changed from object to array in line 1"),
@@ -46,3 +47,13 @@ def test_a_folder_of_lines_is_one_table(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "b.jsonl").write_text('{"b": "x"}\n')
     assert read_table(str(tmp_path)).to_pydict() == {"a": [1, None], "b": [None, "x"]}
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_texts_that_look_like_times_stay_as_they_are_where_texts_are_asked_for(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(json_lines, "BLOCK_BYTES", block_bytes)
+    times = ["2020-01-01", "2020-01-01 10:00:00", "at noon"]
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"when": "{time}"}}\n' for time in times))
+    assert read_table(str(tmp_path / "t.jsonl"), as_text=True)["when"].to_pylist() == times
+    batches = iter_batches(str(tmp_path / "t.jsonl"), as_text=True)
+    assert [value for batch in batches for value in batch["when"].to_pylist()] == times

@@ -50,7 +50,7 @@ def test_ranks_together_see_the_global_batches_of_one_process(monkeypatch, world
     whole = batches_of(make_loader(shuffle=shuffle))
     parts = []
     for rank in range(world_size):
-        monkeypatch.setattr(loading, "_rank_and_world_size", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(loading, "rank_and_world_size", lambda rank=rank: (rank, world_size))
         parts.append(batches_of(make_loader(shuffle=shuffle)))
     for index, batch in enumerate(whole):
         assert sorted(row for part in parts for row in part[index]) == sorted(batch)

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from datamodules import loading
-from datamodules.sequences import SequenceLoader, Sequences, bucket_lengths, cut
+from datamodules import sequences
+from datamodules.sequences import SequenceLoader, Sequences, bucket_lengths, by_length, cut
 
 PAD = 0
 
@@ -122,7 +122,7 @@ def test_ranks_together_see_the_global_batches_of_one_process(monkeypatch, world
     whole = flat(make_loader(**options))
     parts = []
     for rank in range(world_size):
-        monkeypatch.setattr(loading, "_rank_and_world_size", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(sequences, "rank_and_world_size", lambda rank=rank: (rank, world_size))
         parts.append(flat(make_loader(**options)))
     for index, batch in enumerate(whole):
         for rank, part in enumerate(parts):
@@ -179,3 +179,101 @@ def test_columns_of_different_lengths_are_refused():
     tensors = {"tokens": Sequences.of_lists([[1]]), "row": torch.arange(2)}
     with pytest.raises(ValueError, match="one length"):
         SequenceLoader(tensors, pad=0, batch_tokens=10, max_rows=10, shuffle=True)
+
+
+# Rows with two texts
+
+
+def pairs_of(rows=4000):
+    generator = np.random.default_rng(11)
+    source = np.clip(generator.lognormal(3.0, 0.5, rows), 2, 150).astype(int)
+    target = np.clip(source * generator.lognormal(0.0, 0.25, rows), 2, 150).astype(int)
+    return source.tolist(), target.tolist()
+
+
+def make_pairs(rows=4000, *, lengths=None, **changes):
+    lengths = lengths or pairs_of(rows)
+    columns = [Sequences.of_lists([[row + 1] * length for row, length in enumerate(side)]) for side in lengths]
+    tensors = {"source": columns[0], "target": columns[1], "row": torch.arange(len(lengths[0]))}
+    options = {"pad": PAD, "batch_tokens": 2048, "max_rows": 256, "shuffle": True, "seed": 3, "batches_per_call": 4}
+    return SequenceLoader(tensors, predicted="target", **{**options, **changes})
+
+
+def test_an_epoch_has_each_pair_once_and_each_side_padded_on_its_own():
+    source, target = pairs_of()
+    batches = flat(make_pairs())
+    assert sorted(row for batch in batches for row in batch["row"].tolist()) == list(range(4000))
+    for batch in batches:
+        rows = batch["row"].tolist()
+        for side, lengths in (("source", source), ("target", target)):
+            assert batch[side].shape == (len(rows), max(lengths[row] for row in rows))
+            assert batch[side].sum(dim=1).tolist() == [(row + 1) * lengths[row] for row in rows]
+        assert batch["global_rows"] == len(rows)
+        assert batch["global_tokens"] == sum(target[row] - 1 for row in rows)
+
+
+@pytest.mark.parametrize(("batch_tokens", "max_rows"), [(512, 1000), (4096, 64), (1, 1000)])
+def test_batches_of_pairs_keep_to_their_budget(batch_tokens, max_rows):
+    for batch in flat(make_pairs(batch_tokens=batch_tokens, max_rows=max_rows)):
+        assert batch["source"].numel() + batch["target"].numel() <= batch_tokens or len(batch["row"]) == 1
+        assert len(batch["row"]) <= max_rows
+
+
+def test_less_than_5_percent_of_each_side_is_padding():
+    # Of 20,000 pairs: with fewer, a batch has rows of many lengths.
+    loader = make_pairs(20_000)
+    assert max(loader.padding(), loader.padding("source"), loader.padding("target")) < 0.05
+    ids = sum(batch["source"].numel() for batch in flat(loader))
+    assert loader.padding("source") == pytest.approx(1 - sum(pairs_of(20_000)[0]) / ids)
+
+
+def test_pairs_lie_up_and_down_by_the_difference_within_the_longer():
+    lengths = np.array([[5, 1], [5, 5], [5, 3], [2, 6], [6, 2], [6, 6], [1, 1]])
+    order = np.argsort(by_length(lengths), kind="stable")
+    assert lengths[order].tolist() == [[1, 1], [5, 1], [5, 3], [5, 5], [2, 6], [6, 6], [6, 2]]
+    assert by_length(np.array([[3], [1], [3], [2]])).tolist() == [2, 0, 2, 1]
+    assert by_length(np.zeros((0, 2), np.int64)).tolist() == []
+
+
+def test_cuts_of_pairs_count_the_longest_of_each_side():
+    lengths = np.array([[1, 4], [2, 3], [3, 1], [9, 9]])
+    assert cut(lengths, 12, 100).tolist() == [0, 2, 3, 4]
+    assert cut(lengths, 21, 100).tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_see_the_global_pairs_of_one_process(monkeypatch, world_size):
+    whole = flat(make_pairs(1003))
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setattr(sequences, "rank_and_world_size", lambda rank=rank: (rank, world_size))
+        parts.append(flat(make_pairs(1003)))
+    for index, batch in enumerate(whole):
+        for rank, part in enumerate(parts):
+            for name in ("source", "target", "row"):
+                assert torch.equal(part[index][name], batch[name][rank::world_size])
+            assert [part[index][name] for name in ("global_rows", "global_tokens")] == [
+                batch[name] for name in ("global_rows", "global_tokens")
+            ]
+
+
+def test_a_restored_loader_of_pairs_goes_on_where_it_was():
+    loader = make_pairs()
+    loader.set_epoch(2)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    state = loader.state_dict()
+    rest = [[batch["row"].tolist() for batch in call] for call in iterator]
+    other = make_pairs()
+    other.load_state_dict(state)
+    other.set_epoch(2)
+    assert rest
+    assert [[batch["row"].tolist() for batch in call] for call in other] == rest
+    other.set_epoch(3)
+    assert rows_of(other) != rows_of(loader)
+
+
+def test_the_tokens_of_both_sides_are_counted():
+    loader = make_pairs()
+    rows_of(loader)
+    assert loader.tokens_seen == sum(map(sum, pairs_of()))

@@ -14,9 +14,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from datamodules.text import tokenized
+from datamodules import tokenized
 from datamodules.text.table import TextTable
-from datamodules.text.texts import hashes
+from datamodules.texts import hashes
 
 CONFIG = Path(__file__).parents[2] / "configs/data/text_table.yaml"
 DATA = Path(os.environ.get("FULLCYCLE_DATA") or Path(__file__).parents[3] / "shared/data")

@@ -108,6 +108,21 @@ def test_without_clipping_steps_differ():
     assert not torch.equal(train([12])[2], train([12], clip=None)[2])
 
 
+def test_groups_have_rates_of_their_own_and_what_is_frozen_is_averaged_with_nothing():
+    network, average = make_network(), make_network()
+    network[0].requires_grad_(False)
+    groups = [{"params": [network[3].weight], "lr_scale": 1.0}, {"params": [network[3].bias], "lr_scale": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=0.0, fused=True)
+    rates = {"average": average, "decay": 0.9, "clip": None, "schedule": lambda step: 0.01, "seed": 7}
+    steps = Steps(make_module(), optimizer, network, **rates)
+    steps.take(make_batches(5), lambda batch: ((network(batch["x"]) - batch["target"]) ** 2).mean())
+    begun = make_network()
+    assert torch.equal(network[3].bias, begun[3].bias)
+    assert not torch.equal(network[3].weight, begun[3].weight)
+    assert torch.equal(average[0].weight, begun[0].weight)
+    assert 0 < (average[3].weight - begun[3].weight).abs().max() < (network[3].weight - begun[3].weight).abs().max()
+
+
 @pytest.mark.parametrize(
     ("step", "schedule", "expected"),
     [

@@ -29,7 +29,14 @@ SCHEMA = {
     "target": {"name": "label"},
 }
 TRANSFORMER = {"width": 16, "num_blocks": 2, "num_heads": 2, "dropout": 0.1, "token_dropout": 0.1}
-NGRAM = {"width": 16, "num_buckets": 64, "longest": 3, "dropout": 0.1, "token_dropout": 0.1}
+NGRAM = {
+    "width": 16,
+    "num_buckets": 64,
+    "longest": 3,
+    "dropout": 0.1,
+    "token_dropout": 0.1,
+    "naive_bayes": 0.5,
+}
 TRAINING = {
     "lr": 1e-3,
     "weight_decay": 0.0,
@@ -53,7 +60,7 @@ def tokens(rows=40, longest=9):
 
 def made(schema=SCHEMA, kind=TextNgram, **changed):
     torch.manual_seed(len(changed))
-    options = {**NGRAM, "naive_bayes": 1.0} if kind is TextNgram else TRANSFORMER
+    options = NGRAM if kind is TextNgram else TRANSFORMER
     module = kind(schema, **options, **{**TRAINING, **changed})
     with torch.no_grad():
         for parameter in module.parameters():
@@ -177,7 +184,7 @@ def test_a_pruned_state_fits_the_smaller_module(kind, how):
     module = made(kind=kind)
     batches = [{"tokens": tokens(30), "target": torch.arange(30) % 3}]
     options, state = module.pruned(0.5, how=how, batches=batches)
-    sizes = {**({**NGRAM, "naive_bayes": 1.0} if kind is TextNgram else TRANSFORMER), **options}
+    sizes = {**(NGRAM if kind is TextNgram else TRANSFORMER), **options}
     smaller = kind(SCHEMA, **sizes, **TRAINING)
     smaller.load_state_dict(state)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in module.parameters())

@@ -31,7 +31,14 @@ SCHEMA = {
     "target": {"name": "label"},
 }
 TRANSFORMER = {"width": 16, "num_blocks": 2, "num_heads": 2, "dropout": 0.1, "token_dropout": 0.1}
-NGRAM = {"width": 16, "num_buckets": 64, "longest": 3, "dropout": 0.1, "token_dropout": 0.1}
+NGRAM = {
+    "width": 16,
+    "num_buckets": 64,
+    "longest": 3,
+    "dropout": 0.1,
+    "token_dropout": 0.1,
+    "naive_bayes": 0.5,
+}
 
 
 def network(kind):
@@ -180,18 +187,28 @@ def test_words_share_the_buckets_of_their_first_characters():
 
 @torch.no_grad()
 @pytest.mark.parametrize("several", [False, True])
-def test_it_begins_with_naive_bayes(several):
-    made, rows = Ngram(SCHEMA, **{**NGRAM, "num_buckets": 5_000}).eval(), tokens()
+def test_naive_bayes_is_added_when_it_predicts_and_not_in_training(several):
+    made, rows = Ngram(SCHEMA, **{**NGRAM, "num_buckets": 5_000, "dropout": 0.0, "token_dropout": 0.0}), tokens()
+    torch.nn.init.normal_(made.embedding.weight)
     kinds = torch.arange(40) % 3
     target = torch.nn.functional.one_hot(kinds, 3).float() if several else kinds
     batches = [{"tokens": rows[part], "target": target[part]} for part in (slice(0, 7), slice(7, 40))]
     counts = counts_of(made.features, batches, size=5_000 + len(PIECES), num_classes=3)
     places, is_there = made.features(rows)
     assert int(counts.sum()) == int(is_there.sum())
-    made.begin(counts, 0.5)
+    before = made.eval()(rows)
+    made.begin(counts)
+    assert made.has_begun
     ratios = log_ratios(counts)
     summed = torch.stack([ratios[own[there]].sum(dim=0) for own, there in zip(places, is_there, strict=True)])
     expected = 0.5 * summed / is_there.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
-    torch.testing.assert_close(made(rows) - made.head.bias, expected, atol=1e-4, rtol=1e-4)
-    assert (made(rows).argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.55
-    assert made.has_begun
+    torch.testing.assert_close(made(rows) - before, expected, atol=1e-4, rtol=1e-4)
+    assert (expected.argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.55
+    torch.testing.assert_close(made.train().score(rows), before, atol=1e-4, rtol=1e-4)
+
+
+def test_naive_bayes_of_too_many_classes_is_an_error_that_says_what_to_do():
+    many = {**SCHEMA, "classes": [str(index) for index in range(3_000)], "counts": [1] * 3_000}
+    with pytest.raises(ValueError, match=r"num_buckets=100000 and 3000 classes: set naive_bayes=0"):
+        Ngram(many, **{**NGRAM, "num_buckets": 100_000})
+    assert not Ngram(many, **{**NGRAM, "num_buckets": 100, "naive_bayes": 0.0}).ratios.numel()

@@ -124,14 +124,14 @@ def judged(float32: Path, model: Ranker, loader: DataLoader, folder: Path, calib
     paths = {"float32": float32, **{one.name: one.path for one in made if one.path}}
     measured = {}
     for name, path in paths.items():
-        score = gate.score(model, loader, session.open_session(path))
+        score = gate.score(model, loader, {"model": session.open_session(path)})
         draws = gate.draws(score.rows, ranking, resamples=50)
         measured[name] = Measured(name, path.stat().st_size, score.metrics["test/ranking"], draws, {})
     return decide(measured["float32"], made, measured, RULE)
 
 
 def test_a_session_gives_the_tests_metrics_of_the_network(model: Ranker, loader: DataLoader, float32: Path) -> None:
-    expected, found = gate.score(model, loader), gate.score(model, loader, session.open_session(float32))
+    expected, found = gate.score(model, loader), gate.score(model, loader, {"model": session.open_session(float32)})
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-6)
     assert 0.8 < found.metrics["test/ranking"] < 1
     assert np.allclose(found.rows.score, expected.rows.score, atol=1e-6)
@@ -147,7 +147,7 @@ def test_a_graph_with_an_input_that_the_model_has_not_is_told(
     other.graph.input[0].name = other.graph.node[0].input[0] = "pixels"
     save(other, str(tmp_path / "other.onnx"))
     with pytest.raises(ValueError, match="the graph has the input 'pixels'; there are only columns, unused"):
-        gate.score(model, loader, session.open_session(tmp_path / "other.onnx"))
+        gate.score(model, loader, {"model": session.open_session(tmp_path / "other.onnx")})
     assert "forward" not in vars(model)
 
 

@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from models.dropout import RowDropout
+from models.graph import Graph
 from train import errors
 from train.export import graph
 from train.export.session import open_session
@@ -60,7 +60,7 @@ def offered(module: nn.Module) -> Any:
     """What a model would offer."""
     inputs = {"numeric": torch.zeros(4, 3), "category": torch.zeros(4, 1, dtype=torch.int64)}
     dynamic = {name: {0: "rows"} for name in inputs}
-    return SimpleNamespace(module=module, inputs=inputs, outputs=("score", "decision"), dynamic=dynamic)
+    return Graph(name="model", module=module, inputs=inputs, outputs=("score", "decision"), dynamic=dynamic)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,8 @@ def test_a_frozen_number_of_rows_is_refused(name: str, model: onnx.ModelProto) -
 
 
 def test_a_model_that_lets_only_another_size_vary_is_not_written(tmp_path: Path) -> None:
-    frozen = SimpleNamespace(
+    frozen = Graph(
+        name="model",
         module=nn.ReLU(),
         inputs={"input": torch.zeros(4, 3)},
         outputs=("output",),

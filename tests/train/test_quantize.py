@@ -125,7 +125,7 @@ def test_files_hold_no_word_of_where_they_were_made(made: dict[str, Candidate]) 
 
 @pytest.mark.slow
 def test_another_process_makes_the_same_bytes(made: dict[str, Candidate], float32: Path, tmp_path: Path) -> None:
-    rows = recut(calibration())
+    (rows,) = recut(calibration())
     np.savez(tmp_path / "rows.npz", **{f"{i}/{name}": v for i, batch in enumerate(rows) for name, v in batch.items()})
     code = (
         "import sys; from pathlib import Path; import numpy as np; from train.export.quantize import candidates\n"
@@ -306,6 +306,40 @@ def test_fewest_that_pass_are_found(least: int, most: int, expected: int | None)
 
 @pytest.mark.parametrize(("rows", "sizes"), [(1_000, [128] * 7), (128, [128]), (5, [5])])
 def test_calibration_batches_are_of_one_size(rows: int, sizes: list[int]) -> None:
-    batches = recut(iter([rows_of(rows, seed=0)]))
+    (batches,) = recut([rows_of(rows, seed=0)])
     assert [len(batch["numeric"]) for batch in batches] == sizes
     assert quantize.CALIBRATION_BATCH == 128
+
+
+def test_rows_of_different_lengths_are_cut_among_their_like() -> None:
+    texts = [{"tokens": np.ones((rows, length), np.int64)} for rows, length in ((100, 7), (30, 9), (100, 7), (0, 5))]
+    found = [[batch["tokens"].shape for batch in batches] for batches in recut(texts)]
+    assert found == [[(128, 7)], [(30, 9)]]
+
+
+class Texts(nn.Module):
+    """Token ids of any length to scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.first, self.head = nn.Embedding(100, 32), nn.Linear(32, 64), nn.Linear(64, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, 3] of [B, L]."""
+        return self.head(torch.relu(self.first(self.tokens(tokens))).mean(dim=1))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "static" in name])
+def test_static_int8_takes_its_ranges_from_batches_of_different_lengths(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens, any_size = torch.randint(0, 100, (4, 5)), torch.export.Dim.DYNAMIC
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        shapes, options = {"tokens": {0: any_size, 1: any_size}}, {"external_data": False, "verbose": False}
+        torch.onnx.export(Texts().eval(), (tokens,), str(path), dynamo=True, dynamic_shapes=shapes, **options)
+    generator = np.random.default_rng(0)
+    texts = [{"tokens": generator.integers(0, 100, (rows, length))} for rows, length in ((50, 3), (20, 9), (9, 40))]
+    made = candidate(path, tmp_path, method, calibration=lambda: iter(texts))
+    for rows in texts:
+        np.testing.assert_allclose(outputs(made.path, rows), outputs(path, rows), atol=0.02)

@@ -252,3 +252,8 @@ def test_training_stops_early_when_the_metric_does_not_improve(configure):
 def test_unreadable_data_is_a_data_error(configure):
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         run(configure("data.path=nowhere.csv"))
+
+
+def test_a_model_that_cannot_be_made_is_a_config_error(configure):
+    with pytest.raises(ConfigError, match="width must be a multiple of num_heads, got 10 and 4"):
+        run(configure("model=ft_transformer", "model.width=10", "model.num_heads=4"))

@@ -15,23 +15,25 @@ from train.export.source import Source
 def text(source: Source, outcome: Outcome, tested: Mapping[str, Any], cfg: DictConfig) -> str:
     """Return the card in Markdown; the same run gives the same card."""
     winner, said = outcome.entries[outcome.winner], tested["card"]
+    outputs = "; ".join(", ".join(offered.outputs) for offered in winner.variant.graphs)
+    thresholds = [(name, f"{value:.6g}") for name, value in said["thresholds"].items()]
+    columns = "; a column of the decision for each threshold below, in their order" if thresholds else ""
     kind = source.cfg.model._target_.rpartition(".")[2]
     parts = [
         f"# {source.cfg.name}: model card",
         f"{kind} with {num_parameters(winner.variant.model):,} parameters. It predicts {said['predicts']}.",
         "## Data",
         f"{source.datamodule.summary}. Fingerprint {source.provenance['data_fingerprint']}. Training rows fit the "
-        "weights; validation rows choose the checkpoint, calibrate, set thresholds and judge the export; test rows "
-        "were read once for the run, and once for the graph that ships.",
+        "weights; validation rows choose the checkpoint, set calibration and thresholds where there are such, and "
+        "judge the export; test rows were read once for the run, and once for the graph that ships.",
         *(f"- {note}" for note in source.datamodule.notes),
         "## Inputs and outputs",
         _table(("input [rows, columns]", "what it holds, in this order"), list(said["inputs"].items())),
-        f"Outputs: {', '.join(winner.variant.graph.outputs)}; a column of the decision for each threshold below, in "
-        "their order.",
+        f"Outputs: {outputs}{columns}.",
+        *([] if winner.variant.greedy is None else [f"{winner.variant.greedy}."]),
         "## Test metrics of what ships",
         _table(("metric", "value", "95 % interval"), _metric_rows(tested)),
-        "## Thresholds",
-        _table(("threshold", "probability"), [(name, f"{value:.6g}") for name, value in said["thresholds"].items()]),
+        *(["## Thresholds", _table(("threshold", "probability"), thresholds)] if thresholds else []),
         "## Slices of the test rows",
         _slices(said["slices"]),
         "## Baselines on the same rows",
@@ -51,7 +53,7 @@ def _made(source: Source, outcome: Outcome, cfg: DictConfig) -> list[str]:
         f"run {source.run.path.name}, seed {source.cfg.seed}, {source.result['steps']:,} steps, commit "
         f"{provenance['git_commit'] or 'unknown'}; its config is config.yaml",
         versions,
-        f"exported as {outcome.winner} ({winner.candidate.note}); within {winner.variant.difference:.1g} of torch "
+        f"exported as {outcome.winner} ({winner.made.note}); within {winner.variant.difference:.1g} of torch "
         "before any quantization, on real and on extreme rows",
         f"{source.metric} may fall by {cfg.gate.max_drop:g} at most against float32 on the validation rows",
     ]

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from train import errors, screen
 from train.bundle import digest, write
-from train.export import card, contest, gate, prune, report
+from train.export import card, contest, gate, greedy, prune, report
 from train.export.contest import FLOAT32, Outcome, Variant
-from train.export.session import open_session
+from train.export.session import described
 from train.export.source import Source, open_source
 from train.folder import write_json, write_text
 
@@ -28,7 +28,8 @@ def export(cfg: DictConfig) -> Path:
     """Turn a finished run into a bundle, and publish it where that is asked for; return the bundle's folder.
 
     Raises:
-        ConfigError: there is no such run, or a key, bucket or credentials are missing.
+        ConfigError: there is no such run, its model cannot do what is asked for, or a key, bucket or credentials are
+            missing.
         DataError: the data cannot be read, or are not those of the run.
         GateError: the graph is not sound or differs from torch: nothing is exported.
         StorageError: the run is not finished, or the bundle cannot be written or published.
@@ -36,6 +37,8 @@ def export(cfg: DictConfig) -> Path:
     """
     signer, sealer = keys(cfg)  # first: an hour of measuring is not lost for a missing key
     source = open_source(cfg.run, cfg.data)
+    if cfg.greedy:
+        greedy.check(source.model)
     place = source.run.path / "export"
     output = Path(cfg.output).expanduser().absolute() if cfg.output else place / "bundle"
     with errors.reporting(errors.StorageError):
@@ -95,14 +98,22 @@ def check_output(output: Path) -> None:
 def hold(source: Source, cfg: DictConfig, work: Path, place: Path, tell: Callable[[str], Any]) -> Outcome:
     """Make the variants that the config asks for, and let all candidates of them compete."""
     tell("writing the graph")
-    variants = [contest.make_variant(source, FLOAT32, source.model, work)]
+    variants = [with_greedy(source, contest.make_variant(source, FLOAT32, source.model, work), cfg, work)]
     ratio = cfg.prune.ratio
     if ratio == "search":
         ratio = largest_ratio(source, variants[0], cfg, work, place, tell)
     if ratio:
         tell(f"pruning {ratio:.0%} of the units")
-        variants.append(pruned_variant(source, ratio, cfg, work, place))
+        variants.append(with_greedy(source, pruned_variant(source, ratio, cfg, work, place), cfg, work))
     return contest.hold(source, variants, cfg, work, tell)
+
+
+def with_greedy(source: Source, variant: Variant, cfg: DictConfig, work: Path) -> Variant:
+    """Return the variant with the graph that writes by itself where that is asked for."""
+    if not cfg.greedy:
+        return variant
+    files = contest.whole_files(variant.graphs, work, variant.name)
+    return greedy.beside(source, variant, files, work / f"{variant.name}.{greedy.NAME}.onnx")
 
 
 def pruned_variant(source: Source, ratio: float, cfg: DictConfig, work: Path, place: Path) -> Variant:
@@ -116,7 +127,7 @@ def largest_ratio(
     source: Source, base: Variant, cfg: DictConfig, work: Path, place: Path, tell: Callable[[str], Any]
 ) -> float:
     """Search the largest share of units that the gate allows to take out; 0 where it allows none."""
-    reference = contest.scored(source, base, base.core)
+    reference = contest.scored(source, base, base.cores)
     if reference is None:
         return 0.0
     name = f"test/{source.metric}"
@@ -124,10 +135,10 @@ def largest_ratio(
     def passes(ratio: float) -> bool:
         tell(f"trying without {ratio:.0%} of the units")
         tried = pruned_variant(source, ratio, cfg, work, place)
-        found = contest.scored(source, tried, tried.core)
+        found = contest.scored(source, tried, tried.cores)
         assert found is not None
         drop = gate.drop_of(reference.metrics[name], found.metrics[name], source.cfg.mode)
-        return drop <= float(cfg.gate.max_drop)
+        return drop <= float(cfg.gate.max_drop) * getattr(source.model, "metric_range", 1.0)
 
     return prune.largest(passes)
 
@@ -138,8 +149,7 @@ def test(source: Source, outcome: Outcome, work: Path) -> dict[str, Any]:
     model, loader = winner.variant.model, source.datamodule.test_dataloader()
     found: dict[str, Any] = {"metrics": {}, "intervals_95": {}}
     if loader:
-        assert winner.core is not None
-        found["metrics"] = gate.score(model, loader, open_session(winner.core)).metrics
+        found["metrics"] = gate.score(model, loader, contest.opened(winner.cores)).metrics
         found["intervals_95"] = {f"test/{name}": list(interval) for name, interval in model.intervals().items()}
     return found | {"card": model.card()}
 
@@ -147,10 +157,12 @@ def test(source: Source, outcome: Outcome, work: Path) -> dict[str, Any]:
 def files(folder: Path, source: Source, outcome: Outcome, tested: dict[str, Any], cfg: DictConfig) -> None:
     """Write what the bundle holds; nothing of it depends on the clock or the machine."""
     winner = outcome.entries[outcome.winner]
-    assert winner.candidate.path is not None
     with errors.reporting(errors.StorageError):
         folder.mkdir()
-        shutil.copyfile(winner.candidate.path, folder / f"{winner.variant.graph.name}.onnx")
+        for name, path in winner.made.files.items():
+            shutil.copyfile(path, folder / f"{name}.onnx")
+        if winner.variant.greedy is not None:
+            shutil.copyfile(winner.variant.greedy.path, folder / f"{greedy.NAME}.onnx")
         shutil.copyfile(source.run.path / "config.yaml", folder / "config.yaml")
     write_json(folder / "schema.json", winner.variant.model.schema)
     write_json(folder / "metrics.json", report.metrics(source, outcome, tested))
@@ -160,20 +172,18 @@ def files(folder: Path, source: Source, outcome: Outcome, tested: dict[str, Any]
 def about(source: Source, outcome: Outcome) -> dict[str, Any]:
     """Return what the manifest says beside its files."""
     winner = outcome.entries[outcome.winner]
-    assert winner.candidate.path is not None
-    session = open_session(winner.candidate.path)
+    graphs = {
+        f"{name}.onnx": {"made": outcome.winner, **described(session)}
+        for name, session in contest.opened(winner.made.files).items()
+    }
+    if winner.variant.greedy is not None:
+        graphs[f"{greedy.NAME}.onnx"] = {"made": winner.variant.name, **winner.variant.greedy.sizes}
     return {
         "name": str(source.cfg.name),
         "run": source.run.path.name,
         "data_fingerprint": source.provenance["data_fingerprint"],
         "config_sha256": digest((source.run.path / "config.yaml").read_bytes()),
-        "graphs": {
-            f"{winner.variant.graph.name}.onnx": {
-                "made": outcome.winner,
-                "inputs": {given.name: [given.type, *map(str, given.shape)] for given in session.get_inputs()},
-                "outputs": {made.name: [made.type, *map(str, made.shape)] for made in session.get_outputs()},
-            }
-        },
+        "graphs": graphs,
     }
 
 

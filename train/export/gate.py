@@ -8,17 +8,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.export.quantize import Candidate
 from train.export.session import standing_in
 
 Floats = NDArray[np.float64]
 Mode = Literal["max", "min"]
 RESAMPLES = 200
+
+
+class Named(Protocol):
+    """A version of the graphs, with what was done or why there is none."""
+
+    @property
+    def name(self) -> str:
+        """Its method."""
+
+    @property
+    def note(self) -> str:
+        """What was done."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,13 @@ class Score:
     rows: Any
 
 
-def score(model: Any, loader: Any, session: Any = None) -> Score:
-    """Run the model's own test over the loader, a session answering for its network; without one, the network."""
+def score(model: Any, loader: Any, sessions: Mapping[str, Any] | None = None) -> Score:
+    """Run the model's own test over the loader, sessions answering for its network; without any, the network."""
     from train.evaluate import test
 
-    if session is None:
+    if sessions is None:
         return Score(test(model, loader, "cpu"), getattr(model, "scored", None))
-    with standing_in(model, session):
+    with standing_in(model, sessions):
         return Score(test(model, loader, "cpu"), getattr(model, "scored", None))
 
 
@@ -123,9 +134,7 @@ class Decision:
     verdicts: tuple[Verdict, ...]
 
 
-def decide(
-    reference: Measured, candidates: Sequence[Candidate], measured: Mapping[str, Measured], rule: Rule
-) -> Decision:
+def decide(reference: Measured, candidates: Sequence[Named], measured: Mapping[str, Measured], rule: Rule) -> Decision:
     """Judge each candidate, and choose among those that pass and the reference, float32, which ships if none passes.
 
     A candidate that was not measured is refused with its note.

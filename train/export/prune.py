@@ -78,4 +78,5 @@ def largest(passes: Any) -> float:
 
 def num_parameters(model: torch.nn.Module) -> int:
     """Count the parameters that predict."""
-    return sum(parameter.numel() for graph in model.export_graphs() for parameter in graph.module.parameters())  # type: ignore[operator]
+    unique = {id(one): one for graph in model.export_graphs() for one in graph.module.parameters()}  # type: ignore[operator]
+    return sum(parameter.numel() for parameter in unique.values())

@@ -7,7 +7,7 @@ graph and rows give the same bytes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,7 @@ from train.export.settings import Method
 
 Rows = Mapping[str, NDArray[Any]]
 Calibration = Callable[[], Iterator[Rows]]
-CALIBRATION_BATCH = 128  # the calibrators want batches of one size
+CALIBRATION_BATCH = 128  # rows; the calibrators want batches of one size
 ENTROPY_BINS = 512  # ONNX Runtime's own 128, of which it keeps 128, leave nothing to choose: it is minmax then
 DYNAMIC = frozenset({"MatMul"})
 STATIC = frozenset({"MatMul", "Gemm", "Conv"})
@@ -197,7 +197,8 @@ def _static(source: Path, target: Path, names: list[str], calibrator: str, calib
     augmented, ranges = source.with_name("augmented.onnx"), source.with_name("ranges.json")
     options = {"num_bins": ENTROPY_BINS} if calibrator == "entropy" else {}
     observer = create_calibrator(source, sorted(STATIC), str(augmented), calibrate_method=method, extra_options=options)
-    observer.collect_data(Reader(calibration()))
+    for batches in recut(calibration()):
+        observer.collect_data(Reader(batches))  # which adds to what it has; in one call it wants one shape
     save_tensors_data(observer.compute_data(), ranges)
     quantize_static(
         str(source),
@@ -214,27 +215,36 @@ def _static(source: Path, target: Path, names: list[str], calibrator: str, calib
 
 
 class Reader:
-    """Batches of `CALIBRATION_BATCH` rows, as ONNX Runtime's calibrators read them."""
+    """Batches as ONNX Runtime's calibrators read them."""
 
-    def __init__(self, batches: Iterator[Rows]) -> None:
-        self.batches = iter(recut(batches))
+    def __init__(self, batches: Iterable[Rows]) -> None:
+        self.batches = iter(batches)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch; None after the last."""
-        return next(self.batches, None)
+        return next((dict(batch) for batch in self.batches), None)
 
 
-def recut(batches: Iterator[Rows]) -> list[dict[str, NDArray[Any]]]:
+def recut(batches: Iterable[Rows]) -> list[list[Rows]]:
     """Cut rows anew into batches of one size, without the rest; fewer rows than one batch are one smaller batch.
+
+    Rows that are longer than others, such as texts, are cut among their like: a list of batches for each length.
 
     Raises:
         ValueError: there are no rows.
     """
-    taken = list(batches)
-    rows = sum(len(next(iter(batch.values()))) for batch in taken)
-    if not rows:
+    alike: dict[Any, list[Rows]] = {}
+    for batch in batches:
+        alike.setdefault(tuple((name, values.shape[1:]) for name, values in batch.items()), []).append(batch)
+    found = [_recut(taken) for taken in alike.values() if any(len(next(iter(batch.values()))) for batch in taken)]
+    if not found:
         raise ValueError("there are no rows to calibrate with")
+    return found
+
+
+def _recut(taken: list[Rows]) -> list[Rows]:
     columns = {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
+    rows = len(next(iter(columns.values())))
     size = min(rows, CALIBRATION_BATCH)
     starts = range(0, rows - size + 1, size)
     return [{name: values[start : start + size] for name, values in columns.items()} for start in starts]

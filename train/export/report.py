@@ -24,12 +24,12 @@ def metrics(source: Source, outcome: Outcome, tested: Mapping[str, Any]) -> dict
     return {
         "metric": source.metric,
         "candidates_on_validation": {
-            entry.candidate.name: {
+            entry.made.name: {
                 "value": entry.score.metrics[name],
                 "drop": entry.verdict.drop if entry.verdict else 0.0,
                 "drop_interval_95": entry.verdict.interval if entry.verdict else None,
                 "bytes": entry.size,
-                "left_in_float32": list(entry.candidate.left),
+                "left_in_float32": list(entry.made.left),
             }
             for entry in outcome.entries.values()
             if entry.score is not None
@@ -54,7 +54,7 @@ def show(source: Source, outcome: Outcome, output: Path, told: Path, *, signed: 
     screen.console.print(table)
     for entry in outcome.entries.values():
         if entry.verdict is not None and not entry.verdict.passed:
-            screen.console.print(f"[dim]refused  {entry.candidate.name}: {entry.verdict.reason}[/]", soft_wrap=True)
+            screen.console.print(f"[dim]refused  {entry.made.name}: {entry.verdict.reason}[/]", soft_wrap=True)
     screen.console.print(f"[bold]ships[/]   {outcome.reason}", soft_wrap=True)
     unsigned = "" if signed else "  [yellow](unsigned)[/]"
     screen.console.print(f"[bold]bundle[/]  {seen_from_here(output)}{unsigned}", soft_wrap=True)
@@ -63,12 +63,13 @@ def show(source: Source, outcome: Outcome, output: Path, told: Path, *, signed: 
 
 def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None:
     """Write the report, and its picture beside it. Raises StorageError."""
-    header = _header(source)
+    header, beside = _header(source), outcome.entries[outcome.winner].variant.greedy
     lines = [
         f"# Export of {source.cfg.name}/{source.run.path.name}",
         "",
         f"Ships: **{outcome.winner}**: {outcome.reason}.",
         "",
+        *([] if beside is None else [f"{beside}.", ""]),
         f"Metric: {source.metric} on the validation rows through ONNX Runtime, by the model's own test. Times: median "
         f"(99th percentile) in microseconds, {cfg.gate.rounds} interleaved rounds, on this machine. Memory: what the "
         "graph adds to a process at its peak."
@@ -87,7 +88,7 @@ def write(told: Path, source: Source, outcome: Outcome, cfg: DictConfig) -> None
         "",
         "## The gate's word on each",
         "",
-        *(f"- {entry.candidate.name}: {_word(entry)}" for entry in outcome.entries.values()),
+        *(f"- {entry.made.name}: {_word(entry)}" for entry in outcome.entries.values()),
         "",
     ]
     write_text(told, "\n".join(lines))
@@ -103,7 +104,7 @@ def _rows(source: Source, outcome: Outcome) -> list[tuple[str, list[str]]]:
     torch = ["-"] * 4 + [_micro(outcome.torch_latencies[setting]) for setting in settings]
     rows = [("torch", ["torch eager", *torch])]
     for name, entry in outcome.entries.items():
-        if entry.candidate.path is None:
+        if not entry.made.files:
             rows.append((name, [name, *["-"] * (4 + len(settings))]))
             continue
         score = "-" if entry.score is None else f"{entry.score.metrics[f'test/{source.metric}']:.4f}"
@@ -118,8 +119,8 @@ def _micro(latency: Any) -> str:
 
 
 def _word(entry: Entry) -> str:
-    left = f" Left in float32: {', '.join(entry.candidate.left)}." if entry.candidate.left else ""
-    made = f" Made: {entry.candidate.note}." if entry.candidate.path else ""
+    left = f" Left in float32: {', '.join(entry.made.left)}." if entry.made.left else ""
+    made = f" Made: {entry.made.note}." if entry.made.files else ""
     if entry.verdict is None:
         return f"the reference.{made}"
     return f"{'passed' if entry.verdict.passed else 'refused'}: {entry.verdict.reason}.{made}{left}"
@@ -140,9 +141,9 @@ def _picture(source: Source, outcome: Outcome) -> Figure:
         assert entry.score is not None
         x, y = 1e6 * entry.latencies[setting].p50, entry.score.metrics[f"test/{source.metric}"]
         is_out = entry.verdict is not None and not entry.verdict.passed
-        color = "tab:green" if entry.candidate.name == outcome.winner else "tab:gray" if is_out else "tab:blue"
+        color = "tab:green" if entry.made.name == outcome.winner else "tab:gray" if is_out else "tab:blue"
         axes.scatter(x, y, s=30 + 500 * entry.size / largest, alpha=0.5, color=color)
-        axes.annotate(f"{entry.candidate.name}\n{entry.size / 1000:,.0f} kB", (x, y), fontsize=7, ha="center")
+        axes.annotate(f"{entry.made.name}\n{entry.size / 1000:,.0f} kB", (x, y), fontsize=7, ha="center")
     axes.margins(0.15)
     axes.set_xlabel(f"time of one call in µs ({setting}); area: bytes; green ships, gray is refused")
     axes.set_ylabel(f"{source.metric.replace('_', ' ')}, validation")

@@ -41,6 +41,7 @@ class ExportSettings(TypedDict):
     output: str | None
     prune: PruneSettings
     quantize: list[Method]
+    greedy: bool
     calibration_rows: Annotated[int, Gt(0)]
     gate: GateSettings
     sign: bool

@@ -93,6 +93,12 @@ def ratio(latency: Latency, reference: Latency) -> float:
     return 1.0 if ratios[below] <= 1 <= ratios[-1 - below] else statistics.median(ratios)
 
 
+def added(latencies: Sequence[Latency]) -> Latency:
+    """Return the time of one call of each, round by round; the 99th percentile is the sum of theirs."""
+    rounds = tuple(map(sum, zip(*(one.rounds for one in latencies), strict=True)))
+    return Latency(sum(one.p50 for one in latencies), sum(one.p99 for one in latencies), rounds)
+
+
 def _at(setting: Setting, sources: Mapping[str, tuple[Any, Arrays]], rounds: int) -> dict[str, Latency]:
     with _torch_threads(setting.threads if TORCH in sources else None):
         calls = {
@@ -128,7 +134,6 @@ def _torch_call(model: Any, batch: Arrays) -> Callable[[], object]:
     import torch
 
     inputs = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
-    model.eval()
 
     def call() -> object:
         with torch.inference_mode():

@@ -1,6 +1,7 @@
 """Which rows train, which validate and which test: as a column or files say, else by a hash of the text."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,26 @@ def parts_by_column(
         for split, chosen in own.items()
         if chosen
     }
+
+
+def require_training_share(options: Mapping[str, Any]) -> None:
+    """Raise ValueError if val_share and test_share leave nothing to train on."""
+    if options["val_share"] + options["test_share"] >= 1:
+        raise ValueError(
+            "val_share + test_share must be below 1 to leave training rows, got "
+            f"{options['val_share']} + {options['test_share']}"
+        )
+
+
+def parts_by_hash(hashes: Mapping[str, NDArray[np.uint64]], options: Mapping[str, Any]) -> dict[str, tuple[str, Rows]]:
+    """For each split, the given one that its rows are taken from, and which of them.
+
+    A split that is given is all of itself, but for the training rows that the others need; see `shares_of`.
+    """
+    shares = {name: options[f"{name}_share"] for name in ("val", "test") if name not in hashes}
+    taken = shares_of(hashes["train"], shares)
+    given = {name: (name, np.arange(len(hashes[name]))) for name in hashes if name != "train"}
+    return {name: given.get(name, ("train", taken[name])) for name in NAMES}
 
 
 def shares_of(hashes: NDArray[np.uint64], shares: Mapping[str, float]) -> dict[str, Rows]:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from datamodules.text.tokenizer import describe, encode, load, train
+from datamodules.tokenizer import describe, encode, ending, load, train
 
 TEXTS = [
     f"the {color} {animal} sees number {i}" for i in range(60) for color in ("red", "blue") for animal in ("cat", "dog")
@@ -25,7 +25,7 @@ def ids_of(tokenizer, *texts, max_length=64):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trained_tokenizer_is_the_same_in_every_process(kind):
     code = (
-        "import sys, json; from datamodules.text.tokenizer import train;"
+        "import sys, json; from datamodules.tokenizer import train;"
         f"print(train(json.load(sys.stdin), kind={kind!r}, vocab_size=400, lowercase=True).to_str())"
     )
     other = subprocess.run(
@@ -41,7 +41,7 @@ def test_no_character_is_unknown_and_every_text_comes_back(kind):
         (ids,) = ids_of(tokenizer, text)
         assert ids[0] == describe(tokenizer)["cls_id"]
         assert describe(tokenizer)["unk_id"] not in ids
-        assert tokenizer.decode(ids).strip() == text
+        assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,3 +109,25 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     for path in (tmp_path / "t.json", "wordpeice"):
         with pytest.raises(ValueError, match=r"must be bpe, unigram or the path of a tokenizer.json; '.*' is none"):
             load(str(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_are_written_end_with_a_mark_and_may_begin_with_one(kind):
+    tokenizer = trained(kind, is_written=True)
+    described = describe(tokenizer)
+    assert {"pad_id": 0, "unk_id": 1, "cls_id": 2, "eos_id": 3}.items() <= described.items()
+    assert "eos_id" not in describe(trained(kind))
+    texts = pa.array(["the red cat sees", "", None], pa.large_string())
+    (whole, *empty), _ = (part if isinstance(part, int) else part.to_pylist() for part in encode(tokenizer, texts, 64))
+    begun, num_cut = encode(tokenizer, texts, 4, begin=2)
+    assert whole[-1] == 3
+    assert empty == [[3], [3]]
+    assert begun.to_pylist() == [[2, *whole[:2], 3], [2, 3], [2, 3]]
+    assert num_cut == 1
+
+
+def test_an_end_mark_is_added_where_there_is_none(tmp_path):
+    tokenizer = ending(load(of_others(tmp_path / "t.json", **{"[UNK]": 3, "[PAD]": 4})))
+    assert describe(tokenizer)["eos_id"] == 5
+    assert ids_of(tokenizer, "the cat", "") == [[0, 2, 5], [5]]
+    assert ids_of(ending(tokenizer), "the cat", max_length=2) == [[0, 5]]

@@ -1,0 +1,120 @@
+"""What all pretrained models of `transformers` share (the extra `hf`): configs, tokenizers, rates by layer, LoRA."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from torch.nn import Parameter
+
+from models.optim import Recipe
+
+Config = dict[str, Any]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def library(name: str) -> Any:
+    """Return an optional package. Raises ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"a pretrained model needs {name}, which is not installed: pip install 'fullcycle[hf]'"
+        ) from error
+
+
+def quiet() -> Any:
+    """Return `transformers`, which from then on shows no progress and names no weights that are left out."""
+    transformers = library("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
+def plain(config: Any) -> Config:
+    """A config of `transformers` as plain values."""
+    values: Config = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def config_of(values: Config) -> Any:
+    """The config that `plain` gave values of; needs no hub and no folder."""
+    return library("transformers").AutoConfig.for_model(**deepcopy(values))
+
+
+def check_tokenizer(name: str, schema: Mapping[str, Any], *, option: str) -> None:
+    """Raise ValueError where texts are not tokenized as those of the model of this name; `option` is what named it."""
+    path = tokenizer_file(name)
+    if path is None:
+        return
+    theirs = Tokenizer.from_file(str(path)).get_vocab()
+    ours = Tokenizer.from_str(schema["tokenizer"]["json"]).get_vocab()
+    if theirs.items() - ours.items():
+        raise ValueError(f"data.tokenizer must be that of the {option} {name!r}: data.tokenizer={path}")
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """Return the tokenizer.json of a name on the hub or of a folder; None where it has none."""
+    try:
+        found = library("transformers").utils.cached_file(name, "tokenizer.json")
+    except OSError:
+        return None
+    return None if found is None else Path(found)
+
+
+def layers_of(encoder: nn.Module) -> str:
+    """The name of the list of a stack's layers, the largest of its lists."""
+    lists = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:
+        raise ValueError(f"encoder must have a list of layers; {type(encoder).__name__} has none")
+    sizes = ((sum(weight.numel() for weight in layers.parameters()), name) for name, layers in lists.items())
+    largest: str = max(sizes)[1]
+    return largest
+
+
+def adamw_by_depth(
+    network: nn.Module, options: Recipe, *, layer_decay: float, depth: Callable[[str], int]
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused, whose rate is lower the deeper a layer lies; `depth` is told by a parameter's name."""
+    alike: dict[tuple[int, bool], list[Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            alike.setdefault((depth(name), parameter.ndim < 2), []).append(parameter)
+    groups = [
+        {
+            "params": alike[level, is_plain],
+            "weight_decay": 0.0 if is_plain else options["weight_decay"],
+            "lr_scale": layer_decay**level,
+        }
+        for level, is_plain in sorted(alike)  # the head's first: its rate is what is told
+    ]
+    return torch.optim.AdamW(groups, lr=options["lr"], fused=True)
+
+
+def add_lora(model: nn.Module, rank: int, *, leave: nn.Module | None = None) -> None:
+    """Freeze a model but for low-rank updates of its matrices (Hu et al., 2021, arXiv 2106.09685), through peft.
+
+    `leave` is a matrix without such an update.
+    """
+    peft = library("peft")
+    matrices = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = [name for name, module in matrices.items() if module is not leave]
+    options = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
+    peft.inject_adapter_in_model(options, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merged(network: AnyModule) -> AnyModule:
+    """Return a copy whose low-rank updates are part of its matrices."""
+    copied = deepcopy(network)
+    for name, layer in list(copied.named_modules()):
+        if hasattr(layer, "get_base_layer"):
+            layer.merge()
+            copied.set_submodule(name, layer.get_base_layer())
+    return copied

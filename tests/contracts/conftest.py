@@ -1,0 +1,45 @@
+"""The experiments that the contracts hold for: all of configs/experiment, each small enough for a test."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
+
+# Where an experiment's own data take long: the same in small. Any other experiment is run as it is.
+SMALL = {
+    "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
+    "summarization": [
+        *("data.packages=[stdlib]", "data.pairs_per_package=400", "data.vocab_size=500", "data.batch_tokens=1024"),
+        *("data.max_source_length=48", "data.max_target_length=16", "model.width=32", "model.num_heads=2"),
+    ],
+    "text": ["data.docstrings_per_package=60"],
+    "translation": [
+        *("data.num_pairs=1000", "data.vocab_size=500", "data.max_target_length=16", "model.width=32"),
+        "model.num_heads=2",
+    ],
+}
+
+# Further networks of an experiment whose training on several ranks is no other network's.
+NETWORKS = {
+    "text-transformer": ["experiment=text", *SMALL["text"], "model=transformer", "model.width=32"],
+}
+
+
+@pytest.fixture(scope="session", params=EXPERIMENTS)
+def experiment(request: pytest.FixtureRequest) -> str:
+    """The name of each experiment."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[[str], list[str]]:
+    """Gives the overrides that choose an experiment in small."""
+    return lambda experiment: [f"experiment={experiment}", *SMALL.get(experiment, [])]
+
+
+@pytest.fixture(scope="session", params=[*EXPERIMENTS, *NETWORKS])
+def trained(request: pytest.FixtureRequest, small: Callable[[str], list[str]]) -> list[str]:
+    """The overrides of each experiment in small, and of further networks."""
+    return NETWORKS.get(request.param) or small(request.param)

@@ -1,0 +1,55 @@
+"""Every experiment trains on a table of one's own, and is scored and asked for predictions on another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from hydra import compose, initialize_config_module
+
+from train.evaluate import evaluate
+from train.predict import predict
+from train.run import run
+
+PAIRS = ["data=seq2seq_table", "data.source=text", "data.target=title", "data.vocab_size=300", "model.width=32"]
+
+# How each experiment takes the table below.
+TABLES = {
+    "fraud": ["data=fraud_table", "data.target=label"],
+    "summarization": PAIRS,
+    "text": ["data=text_table", "data.text=text", "data.label=label", "data.vocab_size=300"],
+    "translation": PAIRS,
+}
+
+
+def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
+    """A CSV of texts, their last two words, the label that the first word names, and an amount."""
+    generator = np.random.default_rng(seed)
+    words = generator.choice(["good", "bad", "new", "old", "big", "small"], (size, 6))
+    label = (words[:, 0] == "bad").astype(int)
+    texts = [" ".join(row) for row in words]
+    titles = [" ".join(row[-2:]) for row in words]
+    table = pa.table({"amount": generator.normal(label, 1.0), "text": texts, "title": titles, "label": label})
+    pa.csv.write_csv(table, path)
+    return table
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_experiment_trains_on_a_table_and_is_used_on_another(experiment: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "own.csv", seed=0, size=800)
+    other = write_table(tmp_path / "other.csv", seed=1, size=50)
+    with initialize_config_module("configs", version_base="1.3"):
+        place = [f"data.path={tmp_path / 'own.csv'}", "trainer=smoke", "baselines=none", f"output_dir={tmp_path}"]
+        finished = run(compose("train", [f"experiment={experiment}", *TABLES[experiment], *place]))
+        use = [f"run={finished.folder}", "accelerator=cpu"]
+        scored = evaluate(compose("evaluate", [*use, f"data.path={tmp_path / 'other.csv'}"]))
+        ends = ["prefix=predicted_", f"input={tmp_path / 'other.csv'}", f"output={tmp_path / 'out.csv'}"]
+        num_rows = predict(compose("predict", [*use, *ends]))
+    known = {name for name in finished.metrics if name.startswith("test/")}
+    assert known <= json.loads((scored / "result.json").read_text())["metrics"].keys()
+    predicted = pa.csv.read_csv(tmp_path / "out.csv")
+    assert num_rows == len(predicted) == len(other)
+    assert predicted.column_names[: other.num_columns] == other.column_names
+    assert predicted.num_columns > other.num_columns
