@@ -212,6 +212,10 @@ def _refused_by_hydra(error: BaseException, config_name: str) -> UserError | Non
     if str(error).startswith("Config group override must be"):  # of group=null, a plain ValueError
         nulls = [given for given in sys.argv[1:] if given.lower().endswith(("=null", "="))]
         return ConfigError(f"{', '.join(nulls)}: a group of the config takes the name of a file, as in baselines=none")
+    if isinstance(error, UnicodeDecodeError):
+        from train.config.compose import not_utf8
+
+        return not_utf8(sys.argv[1:])
     if type(error).__module__.partition(".")[0] not in {"hydra", "omegaconf", "yaml"}:
         return None
     from train.config.compose import explain

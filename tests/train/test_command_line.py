@@ -124,6 +124,15 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path, text: str
     assert told in message(train("--config-dir", str(tmp_path), "experiment=mine", "trainer=cpo", cwd=tmp_path))
 
 
+def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(b"name: mine\n# caf\xe9\n")
+    for asked in (["experiment=mine"], []):
+        result = train("--config-dir", str(tmp_path), *asked, cwd=tmp_path)
+        assert result.returncode == 2
+        assert f"  {tmp_path}/experiment/mine.yaml, line 2\n    is not UTF-8: byte 0xe9" in message(result)
+
+
 def test_all_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
     result = train(*TOY, "model.dropuot=0.1", "trainr.devices=2", "sede=1", "model.width=16", cwd=tmp_path)
     assert result.returncode == 2

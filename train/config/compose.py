@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -35,6 +36,19 @@ def explain(error: BaseException, arguments: list[str], config_name: str = "trai
     failure = ConfigError(message(findings or [_finding(error)]))
     failure.__cause__ = None if findings else error
     return failure
+
+
+def not_utf8(arguments: list[str]) -> ConfigError | None:
+    """The first file below --config-dir that is not UTF-8, which neither Python nor Hydra names; None without one."""
+    folder = get_args_parser().parse_known_args(arguments)[0].config_dir
+    for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            byte = f"{error.object[error.start]:#04x}"
+            return ConfigError(message([Finding(f"{path}, line {line}", f"is not UTF-8: byte {byte}")]))
+    return None
 
 
 def _blamed(options: Any) -> list[Finding]:
