@@ -6,6 +6,7 @@ Shapes: B rows, R rows of the decoder (B, or B times the beams), S source tokens
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, TypedDict
 
 import torch
@@ -129,6 +130,8 @@ class PretrainedEncoderDecoder(Seq2SeqNetwork):
         for module in model.modules():
             if "Attention" in type(module).__name__ and isinstance(getattr(module, "dropout", None), float):
                 module.dropout = 0.0  # type: ignore[assignment]  # T5's is not told apart from that between layers
+        # transformers 5.24 has renamed it, and will forget the old name.
+        self.cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         self.stacks = [f"model.{name}" for name in stacks_of(model)]
         if lora_rank:
             add_lora(model, lora_rank, leave=model.get_output_embeddings())  # type: ignore[operator]
@@ -184,10 +187,10 @@ class PretrainedEncoderDecoder(Seq2SeqNetwork):
             encoder_outputs=(hidden,),
             attention_mask=mask,
             decoder_input_ids=tokens,
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
         )
-        return made.logits[..., : self.vocab_size], made.past_key_values
+        return made.logits[..., : self.vocab_size], cache  # which has grown in place
 
     def log_probabilities(self, hidden: Tensor, memory: Memory) -> Tensor:
         """Logs of the probabilities of the next token, float32 [R, T, V], of logits."""
