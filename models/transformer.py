@@ -32,6 +32,19 @@ def attended(is_token: Tensor) -> Tensor:
     return (is_token | ~is_token.any(dim=1, keepdim=True))[:, None, None, :]
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from [B, H, T, D] to [B, H, L, D], as far as `mask` allows: [B, H, T, D].
+
+    In an exported graph as plain products: what the exporter makes of torch's own copies all keys in each step.
+    """
+    if not torch.compiler.is_exporting():
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores: Tensor = query * query.shape[3] ** -0.5 @ key.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=3) @ value
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm self-attention and GEGLU feed-forward (Shazeer, 2020, arXiv 2002.05202)."""
 

@@ -16,7 +16,7 @@ from models.dropout import RowDropout
 from models.pruning import Slice, Units
 from models.seq2seq.likelihood import said_and_even
 from models.seq2seq.network import KeyValue, Memory, Seq2SeqNetwork
-from models.transformer import EncoderBlock, Rotation, attended, rotated, rotation
+from models.transformer import EncoderBlock, Rotation, attended, attention, rotated, rotation
 
 
 class DecoderBlock(nn.Module):
@@ -44,9 +44,11 @@ class DecoderBlock(nn.Module):
         qkv = self.qkv(self.attention_norm(hidden)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = rotated(query, turns), rotated(key, turns)
-        if past is not None:
+        if past is None:
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=past is None)
+            mixed = attention(query, key, value)
         hidden = hidden + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         hidden = hidden + self.dropout(self._from_source(self.cross_norm(hidden), cross, mask))
         gate, feed = self.feed_in(self.feed_norm(hidden)).chunk(2, dim=2)
@@ -59,7 +61,7 @@ class DecoderBlock(nn.Module):
         if not torch.compiler.is_exporting():
             query = query.reshape(len(mask), rows // max(1, len(mask)) * length, *query.shape[2:])
         query = query.transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(query, *cross, attn_mask=mask)
+        mixed = attention(query, *cross, mask)
         output: Tensor = self.cross_out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return output
 

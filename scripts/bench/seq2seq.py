@@ -127,9 +127,8 @@ def writing(options: argparse.Namespace) -> None:
         files = {offered.name: Path(temporary) / f"{offered.name}.onnx" for offered in model.export_graphs()}
         for offered in model.export_graphs():
             graph.write(offered, files[offered.name])
-        sessions = {
-            name: open_session(path, threads=torch.get_num_threads(), lengths_vary=True) for name, path in files.items()
-        }
+        how_opened: dict[str, Any] = {"threads": torch.get_num_threads(), "lengths_vary": True, "spins": True}
+        sessions = {name: open_session(path, **how_opened) for name, path in files.items()}
 
         def by_graphs(given: list[Tensor]) -> tuple[float, list[list[int]]]:
             with standing_in(model, sessions):

@@ -25,10 +25,12 @@ def all_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_session(path: Path, *, threads: int = 1, lengths_vary: bool = False) -> Any:
+def open_session(path: Path, *, threads: int = 1, lengths_vary: bool = False, spins: bool = False) -> Any:
     """Load a graph for the CPU with so many threads, one operator after the other.
 
     Where lengths vary from call to call, no plan of the memory is kept for each: 8 % faster in writing by beams.
+    Threads that spin wait for work in a loop, as ONNX Runtime's and torch's own do: not where sessions are measured in
+    turn, since they take it from the next one.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -36,8 +38,7 @@ def open_session(path: Path, *, threads: int = 1, lengths_vary: bool = False) ->
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.enable_mem_pattern = not lengths_vary
     options.log_severity_level = 3  # errors: warnings are of what the optimizer left undone
-    # Threads that wait for work in a loop take it from the next session that is measured.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
