@@ -1,5 +1,6 @@
 """What is shown at the end of a run."""
 
+import numpy as np
 import pytest
 
 from train.screen import show_results
@@ -15,3 +16,11 @@ def test_an_undefined_metric_neither_wins_nor_loses(
     printed = capsys.readouterr().out
     assert "loses to better" in printed
     assert "loses to baseline" not in printed
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_tie_is_no_loss(capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    for exact in (82 / 84, 84 / 82, 0.0):
+        ours = float(np.float32(exact))
+        show_results({"ours": {"f1": ours}, "same": {"f1": exact}}, ours="ours", monitor="val/f1", mode=mode)
+    assert "loses" not in capsys.readouterr().out
