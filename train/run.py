@@ -114,9 +114,10 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
 
 
 def make_data(cfg: DictConfig) -> Any:
-    """Make the data module and set it up."""
-    with errors.reporting(errors.DataError):
+    """Make the data module and set it up. Raises ConfigError for its arguments, DataError for what they lead to."""
+    with errors.reporting(errors.ConfigError):
         datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    with errors.reporting(errors.DataError):
         datamodule.prepare_data()
         datamodule.setup("fit")
         return datamodule

@@ -254,6 +254,11 @@ def test_unreadable_data_is_a_data_error(configure):
         run(configure("data.path=nowhere.csv"))
 
 
+def test_arguments_of_data_that_exclude_each_other_are_a_config_error(configure):
+    with pytest.raises(ConfigError, match="cost_false_negative=amount needs the column that holds the amount"):
+        run(configure("data.cost_false_negative=amount", "data.amount=null"))
+
+
 def test_a_model_that_cannot_be_made_is_a_config_error(configure):
     with pytest.raises(ConfigError, match="width must be a multiple of num_heads, got 10 and 4"):
         run(configure("model=ft_transformer", "model.width=10", "model.num_heads=4"))

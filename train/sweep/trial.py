@@ -14,7 +14,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 
 from train import screen
-from train.errors import DataError
+from train.errors import ConfigError, DataError
 from train.run import make_data, run
 from train.sweep import measures
 from train.sweep.pruning import Pruning
@@ -73,7 +73,7 @@ def can_read(cfg: DictConfig) -> bool:
     """Whether the data of a config are there and break no rule."""
     try:
         make_data(cfg)
-    except DataError:
+    except (DataError, ConfigError):
         return False
     return True
 
