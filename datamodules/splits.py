@@ -60,6 +60,22 @@ def require_training_share(options: Mapping[str, Any]) -> None:
         )
 
 
+def require_training_rows(num_given: int, num_left: int, what: str, notes: Sequence[str]) -> None:
+    """Raise ValueError if no row trains, saying why: `num_given` rows were given to train and to be split.
+
+    notes: what was told of the data; the last line may be the reason.
+    """
+    if num_left:
+        return
+    if num_given:
+        raise ValueError(
+            f"no row is left to train on: all {num_given:,} with {what} fell to validation and test, for rows are too "
+            "few, or their texts near-duplicates, which stay together; give data.val_share=0 data.test_share=0, or more"
+        )
+    told = f" ({notes[-1]})" if notes else ""
+    raise ValueError(f"there are no training rows with {what}{told}")
+
+
 def parts_by_hash(hashes: Mapping[str, NDArray[np.uint64]], options: Mapping[str, Any]) -> dict[str, tuple[str, Rows]]:
     """For each split, the given one that its rows are taken from, and which of them.
 

@@ -58,7 +58,7 @@ def naming(uri: str) -> Iterator[None]:
 
 
 def texts_of(table: pa.Table | pa.RecordBatch, columns: Sequence[str], uri: str, *, first_row: int = 1) -> Column:
-    """The text of each row, several columns joined by a newline; null where there is nothing but spaces.
+    """The text of each row, an Arrow array: columns joined by a newline, null where there is nothing but spaces.
 
     Raises ValueError naming file, row (the table begins with `first_row`) and column of what is no text.
     """
@@ -69,9 +69,9 @@ def texts_of(table: pa.Table | pa.RecordBatch, columns: Sequence[str], uri: str,
             raise ValueError(f"{uri}: column {name!r} must hold texts; it holds {column.type}")
         require_utf8(column, name, uri, first_row=first_row)
         parts.append(texts(column))
-    if len(parts) == 1:
-        return parts[0]
-    return plain(pc.binary_join_element_wise(*parts, pa.scalar("\n", pa.large_string()), null_handling="skip"))
+    newline = pa.scalar("\n", pa.large_string())
+    joined = parts[0] if len(parts) == 1 else plain(pc.binary_join_element_wise(*parts, newline, null_handling="skip"))
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def require_utf8(column: Column, name: str, uri: str, *, first_row: int = 1) -> None:

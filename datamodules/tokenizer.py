@@ -8,7 +8,7 @@ BPE: Sennrich et al., https://arxiv.org/abs/1508.07909. Unigram: Kudo, https://a
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,17 @@ def _id_of(tokenizer: Tokenizer, role: str) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
+def tokenizer_of(schema: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a schema holds."""
+    return Tokenizer.from_str(schema["tokenizer"]["json"])
+
+
+def cut_notes(what: str, num_cut: Mapping[str, int], max_length: int) -> list[str]:
+    """A line that tells how many texts `encode` has cut, by where they are; none where it was none."""
+    found = [f"{count:,} of {where}" for where, count in num_cut.items() if count]
+    return [f"{what} longer than {max_length:,} tokens lose their end: {', '.join(found)}"] if found else []
+
+
 def encode(tokenizer: Tokenizer, texts: Column, max_length: int, begin: int | None = None) -> tuple[pa.Array, int]:
     """Token ids, lists of int32, at most `max_length` of each text, and how many texts were longer; in parallel.
 
@@ -131,10 +142,10 @@ def encode(tokenizer: Tokenizer, texts: Column, max_length: int, begin: int | No
     tokenizer marks no start) gives one: unknown. Raises ValueError where a tokenizer of one's own knows no unknown
     words, and meets one.
     """
-    known = describe(tokenizer)
+    known = {role: _id_of(tokenizer, role) for role in ROLES}
     first = [] if begin is None or tokenizer.encode("").ids[:1] == [begin] else [begin]
     tokenizer.enable_truncation(max_length - len(first))
-    special = [known[role] for role in ("unk_id", "cls_id", "eos_id") if known.get(role) is not None]
+    special = [number for role in ("unk_id", "cls_id", "eos_id") if (number := known[role]) is not None]
     instead = special[0] if special else int(known["pad_id"] == 0)
     parts, num_cut = [pa.array([], pa.large_list(pa.int32()))], 0
     most = CHARACTERS_PER_TOKEN * max_length

@@ -77,7 +77,7 @@ def read(datamodule: Any, path: str, schema: Mapping[str, Any]) -> int:
         tensors = datamodule.load_other(path, schema)
     num_rows = len(next(iter(tensors.values())))
     if not num_rows:
-        raise errors.DataError(f"{path} has no labelled rows")
+        raise errors.DataError("; ".join([f"{path} has no labelled rows", *datamodule.notes]))
     datamodule.tensors["test"] = tensors
     return num_rows
 

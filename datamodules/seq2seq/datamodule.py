@@ -15,7 +15,6 @@ from annotated_types import Ge, Gt, Lt
 from babel import localedata
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from datamodules.columns import Column
@@ -23,10 +22,10 @@ from datamodules.schema import Schema, require_columns
 from datamodules.seq2seq.duplicates import groups
 from datamodules.sequences import SequenceLoader, Sequences, eval_batches, first_rows, on_device, train_batches
 from datamodules.sources import iter_batches, read_table
-from datamodules.splits import NAMES, parts_by_hash, require_training_share
+from datamodules.splits import NAMES, parts_by_hash, require_training_rows, require_training_share
 from datamodules.texts import Texts, hashes, naming, texts_of
 from datamodules.tokenized import How, Tokenized, target_of, tokenized
-from datamodules.tokenizer import encode
+from datamodules.tokenizer import cut_notes, encode, tokenizer_of
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -130,9 +129,11 @@ class Seq2SeqDataModule(LightningDataModule):
         if self.tensors:
             return
         stored = self.read()
-        rows = self._split({name: self._pairs(*given, self.raw) for name, given in stored.items()})
-        if not len(rows["train"].source):
-            raise ValueError(f"{stored['train'][0]}: there are no training rows with a source and a target")
+        given = {name: self._pairs(*own, self.raw) for name, own in stored.items()}
+        rows = self._split(given)
+        with naming(stored["train"][0]):
+            counts = len(given["train"].source), len(rows["train"].source)
+            require_training_rows(*counts, "a source and a target", self.notes)
         sources = {split: own.source for split, own in rows.items()}
         made = tokenized(sources, self._how(), {split: own.target for split, own in rows.items()})
         for split, own in rows.items():
@@ -149,11 +150,11 @@ class Seq2SeqDataModule(LightningDataModule):
         `texts["test"]` are theirs from then on.
         """
         rows = self._pairs(uri, self.read_other(uri), schema["raw"])
-        tokenizer, start = _tokenizer(schema), schema["tokenizer"]["cls_id"]
+        tokenizer, start = tokenizer_of(schema), schema["tokenizer"]["cls_id"]
         source, num_cut = encode(tokenizer, rows.source, schema["max_source_length"])
         target, num_targets_cut = encode(tokenizer, rows.target, schema["max_target_length"], start)
-        self._note_cut("sources", {uri: num_cut}, schema["max_source_length"])
-        self._note_cut("targets", {uri: num_targets_cut}, schema["max_target_length"])
+        self.notes += cut_notes("sources", {uri: num_cut}, schema["max_source_length"])
+        self.notes += cut_notes("targets", {uri: num_targets_cut}, schema["max_target_length"])
         self.texts["test"] = {"source": Texts(rows.source), "target": Texts(rows.target)}
         self._pad = schema["tokenizer"]["pad_id"]
         return _tensors(source, target, self.texts["test"])
@@ -161,16 +162,20 @@ class Seq2SeqDataModule(LightningDataModule):
     def iter_other(self, uri: str, schema: Schema) -> Iterator[tuple[pa.RecordBatch, dict[str, Tensor]]]:
         """Batches of another table, in its own order, targets or none, each with its sources, int64 [B, S].
 
-        A row without a source has the empty text.
+        A row without a source has the empty text. Afterwards, `notes` tell of such rows and of cut ones.
         """
-        tokenizer, columns = _tokenizer(schema), schema["raw"]["source"]
-        row = 1
+        tokenizer, columns = tokenizer_of(schema), schema["raw"]["source"]
+        row, num_empty, num_cut = 1, 0, 0
         for batch in self.iter_tables(uri):
             with naming(uri):
                 require_columns(batch.schema, columns)
-            ids, _ = encode(tokenizer, texts_of(batch, columns, uri, first_row=row), schema["max_source_length"])
-            row += batch.num_rows
+            texts = texts_of(batch, columns, uri, first_row=row)
+            ids, num_longer = encode(tokenizer, texts, schema["max_source_length"])
+            row, num_empty, num_cut = row + batch.num_rows, num_empty + texts.null_count, num_cut + num_longer
             yield batch, {"source": Sequences.of(ids).padded(torch.arange(len(ids)), schema["tokenizer"]["pad_id"])}
+        if num_empty:
+            self.notes.append(f"{num_empty:,} rows of {uri} without a source are read as the empty text")
+        self.notes += cut_notes("sources", {uri: num_cut}, schema["max_source_length"])
 
     def raw_inputs(self, split: str, num_rows: int) -> dict[str, NDArray[Any]]:
         """What an exported graph takes of the first rows of a split, after `setup`: source int64 [B, S]."""
@@ -210,7 +215,7 @@ class Seq2SeqDataModule(LightningDataModule):
         is_pair = np.asarray(source.is_valid()) & np.asarray(target.is_valid())
         if not is_pair.all():
             self.notes.append(f"{int((~is_pair).sum()):,} rows of {uri} without a source or a target are left out")
-        return Pairs(_whole(source), _whole(target)).take(np.flatnonzero(is_pair))
+        return Pairs(source, target).take(np.flatnonzero(is_pair))
 
     def _split(self, given: dict[str, Pairs]) -> dict[str, Pairs]:
         """The splits that the data name, and the others taken out of the training rows, groups of duplicates whole."""
@@ -258,15 +263,10 @@ class Seq2SeqDataModule(LightningDataModule):
             f"{tokens['source']['all'] / sizes[0]:.0f} + {tokens['target']['all'] / sizes[0]:.0f} tokens each "
             f"of {schema['tokenizer']['vocab_size']:,} ({self.options['tokenizer']})"
         )
-        self._note_cut("sources", {split: made.num_cut[split] for split in NAMES}, schema["max_source_length"])
+        self.notes += cut_notes("sources", {split: made.num_cut[split] for split in NAMES}, schema["max_source_length"])
         targets = {split: made.num_cut[target_of(split)] for split in NAMES}
-        self._note_cut("targets", targets, schema["max_target_length"])
+        self.notes += cut_notes("targets", targets, schema["max_target_length"])
         self.notes += [f"there are no {split} rows" for split, size in zip(NAMES, sizes, strict=True) if not size]
-
-    def _note_cut(self, what: str, num_cut: Mapping[str, int], max_length: int) -> None:
-        found = [f"{count:,} of {where}" for where, count in num_cut.items() if count]
-        if found:
-            self.notes.append(f"{what} longer than {max_length:,} tokens lose their end: {', '.join(found)}")
 
 
 def language_of(name: str) -> str | None:
@@ -277,11 +277,3 @@ def language_of(name: str) -> str | None:
 def _tensors(source: pa.Array, target: pa.Array, texts: Mapping[str, Texts]) -> dict[str, Any]:
     tokens = {"source": Sequences.of(source), "target": Sequences.of(target), "row": torch.arange(len(source))}
     return tokens | {"source_text": texts["source"], "reference": texts["target"]}
-
-
-def _tokenizer(schema: Schema) -> Tokenizer:
-    return Tokenizer.from_str(schema["tokenizer"]["json"])
-
-
-def _whole(column: Column) -> Column:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -11,18 +11,17 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from datamodules.columns import Column
 from datamodules.schema import Schema, require_columns
 from datamodules.sequences import SequenceLoader, Sequences, eval_batches, first_rows, on_device, train_batches
 from datamodules.sources import iter_batches, read_table
-from datamodules.splits import NAMES, parts_by_hash, require_training_share
+from datamodules.splits import NAMES, parts_by_hash, require_training_rows, require_training_share
 from datamodules.text import labels as label
 from datamodules.texts import Texts, hashes, naming, texts_of
 from datamodules.tokenized import How, tokenized
-from datamodules.tokenizer import encode
+from datamodules.tokenizer import cut_notes, encode, tokenizer_of
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -116,10 +115,11 @@ class TextDataModule(LightningDataModule):
         if self.tensors:
             return
         stored = self.read()
-        rows = self._split({name: self._rows(*given, self.raw) for name, given in stored.items()})
-        if not len(rows["train"].texts):
-            raise ValueError(f"{stored['train'][0]}: there are no training rows with a text and a label")
-        classes = label.classes_of(rows["train"].labels, self.raw["label"])
+        uri, given = stored["train"][0], {name: self._rows(*own, self.raw) for name, own in stored.items()}
+        rows = self._split(given)
+        with naming(uri):
+            require_training_rows(len(given["train"].texts), len(rows["train"].texts), "a text and a label", self.notes)
+            classes = label.classes_of(rows["train"].labels, self.raw["label"])
         rows = {split: self._known(own, classes, f"{split} rows") for split, own in rows.items()}
         made = tokenized({split: own.texts for split, own in rows.items()}, self._how())
         for split, own in rows.items():
@@ -140,25 +140,28 @@ class TextDataModule(LightningDataModule):
         if label.is_multiple(rows.labels) != schema["multi_label"]:
             kind = "several labels" if schema["multi_label"] else "one label"
             raise ValueError(f"{uri}: column {schema['raw']['label']!r} must have {kind} a row, as in training")
-        tokens, num_cut = encode(_tokenizer(schema), rows.texts, schema["max_length"])
-        self._note_cut({uri: num_cut}, schema["max_length"])
+        tokens, num_cut = encode(tokenizer_of(schema), rows.texts, schema["max_length"])
+        self.notes += cut_notes("texts", {uri: num_cut}, schema["max_length"])
         self.texts["test"], self._pad = Texts(rows.texts), schema["tokenizer"]["pad_id"]
         return self._tensors(tokens, rows, schema["classes"])
 
     def iter_other(self, uri: str, schema: Schema) -> Iterator[tuple[pa.RecordBatch, dict[str, Tensor]]]:
         """Batches of another table, in its own order and labelled or not, each with its tokens, int64 [B, L].
 
-        A row without a text is classified as the empty text.
+        A row without a text is classified as the empty text. Afterwards, `notes` tell of such rows and of cut ones.
         """
-        tokenizer, columns = _tokenizer(schema), schema["raw"]["text"]
-        row = 1
+        tokenizer, columns = tokenizer_of(schema), schema["raw"]["text"]
+        row, num_empty, num_cut = 1, 0, 0
         for batch in iter_batches(uri, batch_rows=PREDICT_BATCH_ROWS, as_text=True):
             with naming(uri):
                 require_columns(batch.schema, columns)
             texts = texts_of(batch, columns, uri, first_row=row)
-            row += batch.num_rows
-            tokens = Sequences.of(encode(tokenizer, texts, schema["max_length"])[0])
-            yield batch, {"tokens": tokens.padded(torch.arange(len(tokens)), schema["tokenizer"]["pad_id"])}
+            ids, num_longer = encode(tokenizer, texts, schema["max_length"])
+            row, num_empty, num_cut = row + batch.num_rows, num_empty + texts.null_count, num_cut + num_longer
+            yield batch, {"tokens": Sequences.of(ids).padded(torch.arange(len(ids)), schema["tokenizer"]["pad_id"])}
+        if num_empty:
+            self.notes.append(f"{num_empty:,} rows of {uri} without a text are classified as the empty text")
+        self.notes += cut_notes("texts", {uri: num_cut}, schema["max_length"])
 
     def raw_inputs(self, split: str, num_rows: int) -> dict[str, NDArray[Any]]:
         """What an exported graph takes of the first rows of a split, after `setup`: tokens int64 [B, L]."""
@@ -200,7 +203,7 @@ class TextDataModule(LightningDataModule):
             self.notes.append(f"{int((~has_text).sum()):,} rows of {uri} without a text are left out")
         if not has_label[has_text].all():
             self.notes.append(f"{int((~has_label[has_text]).sum()):,} rows of {uri} without a label are left out")
-        return Rows(_whole(texts), _whole(found)).take(has_text & has_label)
+        return Rows(texts, found).take(has_text & has_label)
 
     def _split(self, given: dict[str, Rows]) -> dict[str, Rows]:
         """The splits that the data name, and the others taken out of the training rows by a hash of their texts."""
@@ -235,6 +238,7 @@ class TextDataModule(LightningDataModule):
         return {
             "classes": classes,
             "counts": counts,
+            "num_rows": len(target),
             "multi_label": target.ndim == 2,
             "class_weights": label.weights_of(self.options["class_weights"], classes, counts, len(target)),
             "tokenizer": tokenizer,
@@ -257,23 +261,10 @@ class TextDataModule(LightningDataModule):
             f"{len(schema['classes']):,} {kind}, {tokens['all'] / sizes[0]:.0f} tokens each "
             f"of {schema['tokenizer']['vocab_size']:,} ({self.options['tokenizer']})"
         )
-        self._note_cut(num_cut, schema["max_length"])
+        self.notes += cut_notes("texts", num_cut, schema["max_length"])
         few = [name for name, count in zip(schema["classes"], schema["counts"], strict=True) if count < 5]
         if few:
             self.notes.append(f"fewer than 5 training rows: {', '.join(few[:10])}{', ...' if len(few) > 10 else ''}")
         for split, size in zip(NAMES, sizes, strict=True):
             if not size:
                 self.notes.append(f"there are no {split} rows")
-
-    def _note_cut(self, num_cut: Mapping[str, int], max_length: int) -> None:
-        found = [f"{count:,} of {where}" for where, count in num_cut.items() if count]
-        if found:
-            self.notes.append(f"texts longer than {max_length:,} tokens lose their end: {', '.join(found)}")
-
-
-def _tokenizer(schema: Schema) -> Tokenizer:
-    return Tokenizer.from_str(schema["tokenizer"]["json"])
-
-
-def _whole(column: Column) -> Column:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -324,6 +324,22 @@ def test_rows_without_a_source_or_a_target_are_left_out_and_counted(tmp_path):
         ready(saved(more, tmp_path / "e.parquet"))
 
 
+def test_pairs_that_all_fall_to_other_splits_are_told_of(tmp_path):
+    same = pa.table({"en": ["one text"] * 30, "de": ["ein Text"] * 30})
+    with pytest.raises(ValueError, match=r"t\.parquet: no row is left to train on: all 30 .* near-duplicates"):
+        ready(saved(same, tmp_path / "t.parquet"), test_share=0.89)
+
+
+def test_other_sources_that_are_empty_or_cut_are_told_of(path, tmp_path):
+    run, module = ready(path, max_source_length=8), make(path)
+    other = saved(pa.table({"en": ["dog " * 20, "", None, "dog"]}), tmp_path / "o.parquet")
+    list(module.iter_other(str(other), run.schema))
+    assert module.notes == [
+        f"2 rows of {other} without a source are read as the empty text",
+        f"sources longer than 8 tokens lose their end: 1 of {other}",
+    ]
+
+
 STRANGE = ["ok \x00 nul", "\x07\x1b[31m x", "שלום עולם", "مرحبا", "👩‍👩‍👧 🍲", "日本語", "\u202eabc", "\U0010fffd"]
 
 

@@ -202,6 +202,7 @@ def test_several_labels_a_row(tmp_path, how):
     module = ready(path, label_separator="|" if how == "texts" else None, val_share=0.0, test_share=0.0)
     assert module.schema["classes"] == ["a", "b"]
     assert module.schema["multi_label"]
+    assert module.schema["num_rows"] == len(module.tensors["train"]["target"])
     assert module.schema["counts"] == [200, 100]
     assert module.tensors["train"]["target"][:3].tolist() == [[1, 1], [1, 0], [0, 0]]
     assert module.tensors["train"]["target"].dtype == torch.float32
@@ -404,7 +405,7 @@ def test_columns_that_are_missing_or_of_no_use_are_named(tmp_path, path):
     )
     for changes, told in [
         ({"text": "lists"}, "column 'lists' must hold texts; it holds list<"),
-        ({"label": "id"}, "label 'id' must be a class; it has .* different values in"),
+        ({"label": "id"}, "t.parquet: label 'id' must be a class; it has .* different values in"),
         ({"label": "one"}, "label 'one' must have at least two different values in the training rows; it has 'a'"),
         ({"label": "things"}, "column 'things': labels must be texts, numbers or lists"),
     ]:
@@ -414,8 +415,22 @@ def test_columns_that_are_missing_or_of_no_use_are_named(tmp_path, path):
 
 def test_nothing_to_train_on_is_said(tmp_path):
     for table in (news(0), pa.table({"text": ["", " "], "label": ["a", "b"]})):
-        with pytest.raises(ValueError, match="no training rows with a text and a label"):
+        with pytest.raises(ValueError, match=r"t\.parquet: there are no training rows with a text and a label"):
             ready(saved(table, tmp_path / "t.parquet"))
+    same = pa.table({"text": ["one text", "One  Text"] * 30, "label": ["a", "b"] * 30})
+    with pytest.raises(ValueError, match=r"t\.parquet: no row is left to train on: all 60 .* near-duplicates"):
+        ready(saved(same, tmp_path / "t.parquet"), test_share=0.89)
+
+
+def test_other_texts_that_are_empty_or_cut_are_told_of(path, tmp_path):
+    run, module = ready(path, max_length=8), make(path, max_length=8)
+    long = "goal " * 20
+    other = saved(pa.table({"text": [long, "", None, "goal", long]}), tmp_path / "o.parquet")
+    list(module.iter_other(str(other), run.schema))
+    assert module.notes == [
+        f"2 rows of {other} without a text are classified as the empty text",
+        f"texts longer than 8 tokens lose their end: 2 of {other}",
+    ]
 
 
 def test_labels_unseen_in_training_are_left_out_and_named(tmp_path):
