@@ -1,5 +1,6 @@
 """The graph that writes by itself: what is asked of it before it ships, and that it ships."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,3 +105,14 @@ def test_the_bundle_holds_one_graph_that_writes_as_torch_does(copy: bool, tmp_pa
         "outputs": {"output_ids": ["tensor(int64)", "rows", "output"]},
     }
     assert "greedy_model.onnx needs no search" in bundle.read("model_card.md").decode()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_pruned_decoder_competes_although_it_takes_fewer_keys_and_values(tmp_path: Path) -> None:
+    with initialize_config_module("configs", version_base="1.3"):
+        folder = run(compose("train", [*SMALL, f"output_dir={tmp_path}"])).folder
+        quick = ["prune.ratio=0.5", "prune.finetune_steps=0", "quantize=[]", "gate.rounds=3", "sign=false"]
+        bundle = export(compose("export", [f"run={folder}", "greedy=true", *quick]))
+    found = json.loads((bundle / "metrics.json").read_text())["candidates_on_validation"]
+    assert found["pruned_50"]["bytes"] < found["float32"]["bytes"]

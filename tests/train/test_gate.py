@@ -256,7 +256,7 @@ def test_draws_of_two_graphs_are_paired() -> None:
 def test_graphs_and_torch_are_timed_in_turns(float32: Path, model: Ranker, columns: Tensor) -> None:
     rows = {"columns": columns.numpy(), "unused": columns[:, :0].numpy()}
     asked = [Setting(1, 1), Setting(64, 2)]
-    found = timing.measure({"a": float32, "b": float32}, rows, asked=asked, model=model, rounds=4)
+    found = timing.measure({"a": (float32, rows), "b": (float32, rows)}, asked=asked, model=(model, rows), rounds=4)
     assert list(found) == asked
     assert [str(setting) for setting in found] == ["batch 1 on 1 thread", "batch 64 on 2 threads"]
     for latencies in found.values():
@@ -288,7 +288,7 @@ def test_peak_memory_is_that_of_the_graph_and_not_of_this_process(tmp_path: Path
     )
     path = tmp_path / "big.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
-    peak = timing.peak_memory({"big": path}, {"x": np.ones((64, 2_000), np.float32)})["big"]
+    peak = timing.peak_memory({"big": (path, {"x": np.ones((64, 2_000), np.float32)})})["big"]
     assert 16e6 < peak < 120e6  # the matrix is 16 MB, this process some hundred
 
 
@@ -296,7 +296,7 @@ def test_a_graph_that_does_not_run_is_told(tmp_path: Path) -> None:
     torn = tmp_path / "torn.onnx"
     torn.write_bytes(b"torn")
     with pytest.raises(RuntimeError, match="a process that runs .*torn.onnx failed"):
-        timing.peak_memory({"torn": torn}, {"x": np.ones((64, 2), np.float32)})
+        timing.peak_memory({"torn": (torn, {"x": np.ones((64, 2), np.float32)})})
 
 
 def test_texts_reach_the_measuring_process(tmp_path: Path) -> None:
@@ -320,4 +320,4 @@ def test_texts_reach_the_measuring_process(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 4)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(tmp_path / "texts.onnx"))
     rows: dict[str, NDArray[Any]] = {"x": np.array(["a", "é", ""] * 30, dtype=object)}
-    assert timing.peak_memory({"texts": tmp_path / "texts.onnx"}, rows)["texts"] >= 0
+    assert timing.peak_memory({"texts": (tmp_path / "texts.onnx", rows)})["texts"] >= 0

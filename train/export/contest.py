@@ -283,24 +283,26 @@ def _calibration(source: Source, variant: Variant, num_rows: int, name: str) -> 
 
 def _time(source: Source, entries: dict[str, Entry], rounds: int) -> dict[str, timing.Latency]:
     """Time all versions and the run's network in turns, graph by graph; return the network's."""
-    variant = entries[FLOAT32].variant
-    rows = variant.inputs(source.datamodule, source.raw(64))
+    variants, raw = {entry.variant.name: entry.variant for entry in entries.values()}, source.raw(64)
+    # A pruned decoder takes fewer keys and values than the run's own.
+    rows = {name: variant.inputs(source.datamodule, raw) for name, variant in variants.items()}
     in_all: list[dict[str, dict[str, timing.Latency]]] = []
-    for offered in variant.graphs:
-        given = rows[offered.name]
-        files = {name: entry.made.files[offered.name] for name, entry in entries.items() if entry.made.files}
-        encoded = {name: values.numpy() for name, values in source.datamodule.encode_raw(given).items()}
-        in_torch = {name: encoded[name] for name in offered.flat}
+    for offered in variants[FLOAT32].graphs:
+        graphs = {
+            name: (entry.made.files[offered.name], rows[entry.variant.name][offered.name])
+            for name, entry in entries.items()
+            if entry.made.files
+        }
+        encoded = source.datamodule.encode_raw(rows[FLOAT32][offered.name])
+        in_torch = {name: encoded[name].numpy() for name in offered.flat}
         found = timing.measure(
-            files,
-            given,
+            graphs,
             asked=timing.settings(),
-            model=lambda offered=offered, **flat: offered.module(**offered.nested(flat)),
-            model_rows=in_torch,
+            model=(lambda offered=offered, **flat: offered.module(**offered.nested(flat)), in_torch),
             rounds=rounds,
         )
         in_all.append({str(setting): by_name for setting, by_name in found.items()})
-        for name, memory in timing.peak_memory(files, given).items():
+        for name, memory in timing.peak_memory(graphs).items():
             entries[name].memory += memory
     together = {
         setting: {name: timing.added([found[setting][name] for found in in_all]) for name in by_name}

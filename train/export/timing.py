@@ -58,27 +58,21 @@ def judged() -> list[Setting]:
 
 
 def measure(
-    graphs: Mapping[str, Path],
-    rows: Arrays,
+    graphs: Mapping[str, tuple[Path, Arrays]],
     *,
     asked: Sequence[Setting],
-    model: Any = None,
-    model_rows: Arrays | None = None,
+    model: tuple[Any, Arrays] | None = None,
     rounds: int = ROUNDS,
 ) -> dict[Setting, dict[str, Latency]]:
     """Time graphs in turns, all of them in each round, so that what disturbs the machine disturbs all alike.
 
     Args:
-        graphs: files by name.
-        rows: the graphs' inputs by name, as many as the largest batch or more.
+        graphs: file and inputs, as many rows as the largest batch or more, by the graph's name.
         asked: the settings.
-        model: the torch module, timed as `TORCH` where it is given.
-        model_rows: the same rows as inputs of its `forward`; None where they are the graphs'.
+        model: the torch module and the inputs of its `forward`, timed as `TORCH` where it is given.
         rounds: turns of each graph.
     """
-    sources: dict[str, tuple[Any, Arrays]] = {name: (path, rows) for name, path in graphs.items()}
-    if model is not None:
-        sources[TORCH] = (model, rows if model_rows is None else model_rows)
+    sources: dict[str, tuple[Any, Arrays]] = {**graphs, **({} if model is None else {TORCH: model})}
     return {setting: _at(setting, sources, rounds) for setting in asked}
 
 
@@ -179,19 +173,25 @@ def _latency(rounds: list[list[float]]) -> Latency:
     return Latency(float(p50), float(p99), tuple(statistics.median(taken) for taken in rounds))
 
 
-def peak_memory(graphs: Mapping[str, Path], rows: Arrays, *, batch: int = 64) -> dict[str, int]:
+def peak_memory(graphs: Mapping[str, tuple[Path, Arrays]], *, batch: int = 64) -> dict[str, int]:
     """Return the bytes that loading and running each graph adds to a process of its own, at their peak.
+
+    graphs: file and inputs by the graph's name.
 
     Raises:
         RuntimeError: a graph does not run there.
     """
+    found: dict[str, int] = {}
+    empty: dict[int, int] = {}  # of a process that loads the inputs alone
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.npz"
-        taken = {name: values[:batch] for name, values in rows.items()}
-        # Texts as objects would need pickle to be read again.
-        np.savez(path, **{name: _plain(values) for name, values in taken.items()})
-        empty = _peak_of("-", path)
-        return {name: max(0, _peak_of(str(graph), path) - empty) for name, graph in graphs.items()}
+        for name, (graph, rows) in graphs.items():
+            path = Path(folder) / f"{id(rows)}.npz"
+            if id(rows) not in empty:
+                # Texts as objects would need pickle to be read again.
+                np.savez(path, **{column: _plain(values[:batch]) for column, values in rows.items()})
+                empty[id(rows)] = _peak_of("-", path)
+            found[name] = max(0, _peak_of(str(graph), path) - empty[id(rows)])
+    return found
 
 
 def _plain(values: Any) -> Any:
