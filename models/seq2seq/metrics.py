@@ -2,8 +2,11 @@
 
 BLEU: Post, 2018, https://aclanthology.org/W18-6319. chrF: Popović, 2015, https://aclanthology.org/W15-3049. ROUGE: Lin,
 2004, https://aclanthology.org/W04-1013, by Google's rouge-score. N rows.
+
+Languages that put no spaces between words are counted by characters; see `Words` and `NO_SPACES`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +19,10 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 RESAMPLES = 1_000
+NO_SPACES = {"zh": "zh"} | dict.fromkeys(("ja", "th", "lo", "km", "my", "bo"), "char")  # sacreBLEU's tokenizers of them
+# Han with kana, Thai, Lao, Tibetan, Burmese, Khmer: one by one; of other scripts whole words.
+ALONE = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 Floats = NDArray[np.float64]
 
@@ -39,27 +46,36 @@ class Written:
     size: Floats
 
 
+class Words:
+    """Cuts texts for ROUGE. Of ASCII they are rouge-score's own words, which drops all other letters."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Lower-case words, and characters of scripts that put no spaces between them."""
+        return WORD.findall(text.lower())
+
+
 @cache
-def _bleu() -> Any:
-    return BLEU(effective_order=True)  # the counts, which are what is asked, do not depend on it
+def _bleu(language: str | None) -> Any:
+    tokenizer = NO_SPACES.get((language or "").partition("_")[0], "13a")
+    return BLEU(effective_order=True, tokenize=tokenizer)  # the counts do not depend on effective_order
 
 
 @cache
 def _rouge() -> Any:
-    return RougeScorer(list(ROUGE.values()))
+    return RougeScorer(list(ROUGE.values()), tokenizer=Words())
 
 
-def signature() -> str:
-    """SacreBLEU's own description of how it counts, for reports."""
-    _bleu().corpus_score(["a"], [["a"]])  # it knows only afterwards how many references there are
-    return str(_bleu().get_signature())
+def signature(language: str | None) -> str:
+    """SacreBLEU's own description of how it counts texts of a language, None for one not known, for reports."""
+    _bleu(language).corpus_score(["a"], [["a"]])  # it knows only afterwards how many references there are
+    return str(_bleu(language).get_signature())
 
 
-def statistics(outputs: Sequence[str], references: Sequence[str]) -> tuple[Floats, Floats]:
-    """Return each row's counts for BLEU [N, 10] and its ROUGE [N, 3]."""
+def statistics(outputs: Sequence[str], references: Sequence[str], language: str | None) -> tuple[Floats, Floats]:
+    """Return each row's counts for BLEU [N, 10] and its ROUGE [N, 3]; the language is the references'."""
     counts, rouge = np.zeros((len(outputs), 10)), np.zeros((len(outputs), len(ROUGE)))
     for row, (output, reference) in enumerate(zip(outputs, references, strict=True)):
-        found = _bleu().sentence_score(output, [reference])
+        found = _bleu(language).sentence_score(output, [reference])
         counts[row] = [*found.counts, *found.totals, found.sys_len, found.ref_len]
         scores = _rouge().score(reference, output)
         rouge[row] = [100 * scores[name].fmeasure for name in ROUGE.values()]

@@ -227,7 +227,7 @@ class Seq2SeqModule(LightningModule):
 
     def _finish(self, split: str) -> tuple[list[report.Row], Written]:
         rows = _gathered(self.outputs)
-        found = report.written_of(rows)
+        found = report.written_of(rows, self.schema["languages"]["target"])
         values = metrics.metrics_of(found, [row.output for row in rows], [row.reference for row in rows])
         self.log_dict(
             {f"{split}/{name}": value for name, value in values.items()},
@@ -264,7 +264,8 @@ class Seq2SeqModule(LightningModule):
         """Write outputs of the last test to TensorBoard, and how BLEU was counted."""
         if self.scored is not None:
             writer.add_text("test/samples", report.samples(self.rows), step)
-            writer.add_text("test/bleu_signature", metrics.signature(), step)
+            signature = metrics.signature(self.schema["languages"]["target"])
+            writer.add_text("test/bleu_signature", signature, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
         """Fit a baseline on the training texts; return its test metrics, made as the network's."""
@@ -273,7 +274,7 @@ class Seq2SeqModule(LightningModule):
             return {}
         baseline.fit(texts["train"]["source"], texts["train"]["target"])
         outputs, references = baseline.write(texts["test"]["source"]), list(texts["test"]["target"])
-        counts, rouge = metrics.statistics(outputs, references)
+        counts, rouge = metrics.statistics(outputs, references, self.schema["languages"]["target"])
         nothing = np.full(len(outputs), np.nan)
         return metrics.metrics_of(Written(counts, rouge, nothing, nothing, nothing), outputs, references)
 

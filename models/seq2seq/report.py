@@ -37,9 +37,9 @@ class Row(NamedTuple):
     size: int
 
 
-def written_of(rows: Sequence[Row]) -> Written:
-    """What metrics need of rows."""
-    counts, rouge = metrics.statistics([row.output for row in rows], [row.reference for row in rows])
+def written_of(rows: Sequence[Row], language: str | None) -> Written:
+    """What metrics need of rows, in the target's language."""
+    counts, rouge = metrics.statistics([row.output for row in rows], [row.reference for row in rows], language)
     columns = (np.array([getattr(row, name) for row in rows], float) for name in ("nll", "tokens", "size"))
     return Written(counts, rouge, *columns)
 
@@ -63,7 +63,8 @@ def predicts(schema: Mapping[str, Any], how: Mapping[str, Any]) -> str:
     languages = schema["languages"]
     what = " in ".join(filter(None, ("a text", languages["target"])))
     search = f"beam search with {how['beams']} beams" if how["beams"] > 1 else "greedy search"
-    return f"{what} of at most {how['max_length']} tokens, by {search}; BLEU is counted as {metrics.signature()}"
+    signature = metrics.signature(languages["target"])
+    return f"{what} of at most {how['max_length']} tokens, by {search}; BLEU is counted as {signature}"
 
 
 def inputs(schema: Mapping[str, Any]) -> dict[str, str]:
