@@ -2,7 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,8 @@ from torch import nn
 from torch.nn import Parameter
 
 from models.optim import Recipe
+
+log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -34,6 +38,29 @@ def quiet() -> Any:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers
+
+
+@contextmanager
+def naming(rule: str, name: str) -> Iterator[None]:
+    """Make whatever loading a model of this name raises a ValueError: files that are damaged raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, RuntimeError):  # which refers to a table of shapes that was on the screen
+            reason = "its weights do not fit its config.json"
+        raise ValueError(f"{rule}; {name!r} is none ({reason})") from error
+
+
+def weights_of(auto: Any, name: str, config: Any) -> nn.Module:
+    """The model of a name, in float32, and a warning where some of its weights are not there and begin at random."""
+    model, found = auto.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)  # which is taken away
+    if missing:
+        told = f"{len(missing):,} of {len(model.state_dict()):,} weights, such as {missing[0]}"
+        log.warning("%s lacks %s: they begin at random", name, told)
+    loaded: nn.Module = model
+    return loaded
 
 
 def plain(config: Any) -> Config:

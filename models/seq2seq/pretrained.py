@@ -15,7 +15,18 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from models.dropout import RowDropout
-from models.pretrained import Config, add_lora, config_of, layers_of, library, merged, plain, quiet
+from models.pretrained import (
+    Config,
+    add_lora,
+    config_of,
+    layers_of,
+    library,
+    merged,
+    naming,
+    plain,
+    quiet,
+    weights_of,
+)
 from models.pruning import Units
 from models.seq2seq.likelihood import said_and_even
 from models.seq2seq.network import KeyValue, Memory, Seq2SeqNetwork
@@ -51,20 +62,16 @@ def load(name: str, *, dropout: float) -> tuple[nn.Module, Made]:
         ValueError: there is none of this name, or it does not write.
     """
     transformers = quiet()
-    try:
+    rule = "pretrained must be the name of a sequence-to-sequence model on the Hugging Face hub or its local folder"
+    with naming(rule, name):
         config = transformers.AutoConfig.from_pretrained(name)
         if not config.is_encoder_decoder:
             raise ValueError("it has no encoder and decoder")
         for key, value in [*((key, dropout) for key in DROPOUTS), *((key, 0.0) for key in NO_DROPOUTS)]:
             if hasattr(config, key):
                 setattr(config, key, value)
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, config=config, dtype=torch.float32)
+        model = weights_of(transformers.AutoModelForSeq2SeqLM, name, config)
         prefix = _prefix(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            "pretrained must be the name of a sequence-to-sequence model on the Hugging Face hub or its local folder; "
-            f"{name!r} is none ({str(error).splitlines()[0]})"
-        ) from error
     return model, {"config": plain(config), "prefix": prefix}
 
 
@@ -135,6 +142,10 @@ class PretrainedEncoderDecoder(Seq2SeqNetwork):
         self.stacks = [f"model.{name}" for name in stacks_of(model)]
         if lora_rank:
             add_lora(model, lora_rank, leave=model.get_output_embeddings())  # type: ignore[operator]
+        # The name of what keys and values are handed over as: transformers 5.24 has given it another one.
+        self.cache_name = next(
+            name for name in ("cache", "past_key_values") if name in signature(model.forward).parameters
+        )
         self.model = model.train()  # from_pretrained leaves it in eval mode, and Lightning leaves it as it is
         self.num_decoder_blocks = len(self.layers[1])
 

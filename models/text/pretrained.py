@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.dropout import RowDropout
-from models.pretrained import Config, add_lora, config_of, layers_of, library, plain, quiet
+from models.pretrained import Config, add_lora, config_of, layers_of, library, naming, plain, quiet, weights_of
 from models.pruning import Units
 from models.text.networks import POOLS, TextNetwork, prior_head
 from models.transformer import AttentionPooling, attended
@@ -19,7 +19,7 @@ from models.transformer import AttentionPooling, attended
 Pooling = Literal["attention", "first"]
 
 # They fall inside of torch's attention, by a random state of their own: not alike on any number of ranks.
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 def load(name: str) -> tuple[nn.Module, Config]:
@@ -32,19 +32,14 @@ def load(name: str) -> tuple[nn.Module, Config]:
         ValueError: there is none of this name, or it is no encoder.
     """
     transformers = quiet()
-    try:
+    with naming("encoder must be an encoder's name on the Hugging Face hub or its local folder", name):
         config = transformers.AutoConfig.from_pretrained(name)
         if config.is_encoder_decoder:
             raise ValueError("it is an encoder with a decoder")
         for key in ATTENTION_DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, 0.0)
-        encoder = transformers.AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"encoder must be an encoder's name on the Hugging Face hub or its local folder; {name!r} is none "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        encoder = weights_of(transformers.AutoModel, name, config)
     return encoder, plain(config)
 
 

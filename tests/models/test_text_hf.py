@@ -229,6 +229,43 @@ def test_a_name_that_is_no_encoder_is_told(schema: dict, tmp_path: Path) -> None
 
 
 @needs_hf
+def test_damaged_weights_and_those_of_another_config_are_told(
+    schema: dict, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def changed(name: str, **options: int) -> Path:
+        folder = Path(shutil.copytree(bert, tmp_path / name))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | options))
+        return folder
+
+    made(schema, bert)
+    assert not caplog.messages
+    weights = changed("torn") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5_000])
+    with pytest.raises(ValueError, match="encoder must be .*torn' is none"):
+        made(schema, weights.parent)
+    with pytest.raises(ValueError, match="wide' is none .its weights do not fit its config.json"):
+        made(schema, changed("wide", hidden_size=32))
+    made(schema, changed("deep", num_hidden_layers=3))
+    assert any("lacks 16 of " in told and "encoder.layer.2" in told for told in caplog.messages)
+
+
+@needs_hf
+def test_an_encoder_that_drops_by_itself_trains(schema: dict, tmp_path: Path, tokens: torch.Tensor) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    sizes = {
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+        "vocab_size": schema["tokenizer"]["vocab_size"],
+    }
+    GPT2Model(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).save_pretrained(tmp_path)
+    assert made(schema, tmp_path).network.train().score(tokens).isfinite().all()
+
+
+@needs_hf
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 4])
 def test_it_learns_resumes_exports_and_loads_without_the_folder(
