@@ -7,7 +7,7 @@ python scripts/bench/seq2seq.py writing runs/translation/latest
 
 `multi30k` and `aeslc` train `experiment=translation` and `experiment=summarization` with RECIPES, which were chosen on
 the validation split, and score the best epoch (by greedy outputs for the validation split) once on the official test
-split, by beam search. BLEU is sacreBLEU's over detokenized texts (13a, cased), ROUGE is rouge-score's with stemming.
+split, by beam search. BLEU is sacreBLEU's over detokenized texts (13a, cased), ROUGE is rouge-score's without stemming.
 `--folder` keeps the run, which goes on where it was cut off.
 
 `writing` takes a finished run's validation sources: beam search in batches against a sentence at a time, and the
