@@ -23,7 +23,7 @@ from datamodules.tokenizer import TRAINED, describe, encode, ending, load, train
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of what is made here: a new one makes old cache files stale
+VERSION = 3  # of what is made here: a new one makes old cache files stale
 TRAINING_CHARACTERS = 10_000  # of each text train the tokenizer: a longer word takes the square of its length
 
 
@@ -92,6 +92,7 @@ def tokenized(texts: Mapping[str, Column], how: How, targets: Mapping[str, Colum
 
 def _make(texts: Mapping[str, Column], how: How, prints: dict[str, str], path: Path) -> Tokenized:
     tokenizer = _tokenizer(texts, how)
+    tokenizer.enable_truncation(how.max_length)  # whoever takes it out of a bundle cuts texts as they were cut here
     described, num_cut, batches = describe(tokenizer), {}, {}
     if how.target_length:
         described.setdefault("cls_id", described["pad_id"])  # where T5 and Marian start, which have no start mark

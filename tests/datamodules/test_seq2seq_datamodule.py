@@ -110,6 +110,14 @@ def test_sources_end_and_targets_start_and_end_with_a_mark_and_come_back_as_they
             assert tokenizer.decode(target).strip() == module.texts[split]["target"][row]
 
 
+def test_the_tokenizer_in_the_schema_cuts_sources_as_training_did(path):
+    module = ready(path, max_source_length=6, max_target_length=20)
+    tokenizer = Tokenizer.from_str(module.schema["tokenizer"]["json"])
+    ids = [tokenizer.encode(text).ids for text in module.texts["train"]["source"]]
+    assert max(map(len, ids)) == 6
+    assert ids == ids_of(module.tensors["train"]["source"])
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
 def test_formats_give_the_same(tmp_path, path, name):
     other, module = ready(saved(sentences(), tmp_path / name)), ready(path)

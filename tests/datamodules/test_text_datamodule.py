@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
 
 from datamodules import tokenized
 from datamodules.text.table import TextTable
@@ -338,6 +339,14 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path):
     assert sum(rows_of(module).values()) == NUM_ROWS
     assert noted(module, "3 rows of ")
     assert noted(module, "1 rows of ")
+
+
+def test_the_tokenizer_in_the_schema_cuts_texts_as_training_did(path):
+    module = ready(path, max_length=6)
+    tokenizer, tokens = Tokenizer.from_str(module.schema["tokenizer"]["json"]), module.tensors["train"]["tokens"]
+    ids = [tokenizer.encode(text).ids for text in module.texts["train"]]
+    assert max(map(len, ids)) == 6
+    assert ids == [tokens.values[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
 
 
 def test_a_very_long_text_loses_its_end(tmp_path):
