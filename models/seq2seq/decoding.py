@@ -3,11 +3,13 @@
 Shapes: B rows, K beams, V vocabulary, M longest output in tokens.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, TypedDict
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
+from torch.nn import functional
 
 from models.seq2seq.network import Memory, Seq2SeqNetwork
 
@@ -87,6 +89,12 @@ def search(stepper: Stepper, source: Tensor, how: Search, *, start_id: int, end_
     longest = int((best != pad_id).sum(dim=1).max())
     found: Tensor = best[:, :longest]
     return found
+
+
+def joined(parts: Sequence[Tensor], pad_id: int) -> Tensor:
+    """Outputs [B, L] of several searches as one, padded to the longest."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([functional.pad(part, (0, width - part.shape[1]), value=pad_id) for part in parts])
 
 
 class Beams:

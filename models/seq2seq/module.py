@@ -22,7 +22,7 @@ from models import pruning
 from models.graph import Graph
 from models.optim import Recipe, Steps, adamw, is_distributed
 from models.seq2seq import metrics, report
-from models.seq2seq.decoding import Search, TorchStepper, search
+from models.seq2seq.decoding import Search, TorchStepper, joined, search
 from models.seq2seq.export import GraphStepper, graph_inputs, graphs_of
 from models.seq2seq.greedy import greedy_model
 from models.seq2seq.metrics import Written
@@ -31,6 +31,7 @@ from models.sharding import shard_networks, whole
 
 Schema = Mapping[str, Any]
 
+MOST_SCORES = 2**27  # log-probabilities that are held at once: half a gigabyte, and some times that of what they make
 STEPS = 4  # of an output, after which the decoders of exported graphs are compared and timed
 
 
@@ -88,12 +89,21 @@ class Seq2SeqModule(LightningModule):
         return tokens
 
     def written(self, source: Tensor, *, stepper: Any = None, **how: Any) -> Tensor:
-        """Search the output for token ids [B, S]; `how` takes the place of options of `Search`."""
+        """Search the output for token ids [B, S]; `how` takes the place of options of `Search`.
+
+        Many rows and a large vocabulary are searched in parts, which changes nothing but the memory.
+        """
         options: Any = self.training_options
         asked: Any = {name: options[name] for name in Search.__annotations__} | how
         known = self.schema["tokenizer"]
         ids = {"start_id": known["cls_id"], "end_id": known["eos_id"], "pad_id": known["pad_id"]}
-        return search(stepper or TorchStepper(self.scorer), source, asked, **ids)
+        stepper = stepper or TorchStepper(self.scorer)
+        parts = torch.split(source, self._num_rows(asked["beams"]))
+        return joined([search(stepper, part, asked, **ids) for part in parts], known["pad_id"])
+
+    def _num_rows(self, num_each: int) -> int:
+        """How many rows of so many scores over the vocabulary are taken at once."""
+        return max(1, MOST_SCORES // (num_each * int(self.schema["tokenizer"]["vocab_size"])))
 
     def texts(self, tokens: Tensor) -> list[str]:
         """What token ids [B, L] say."""
@@ -198,7 +208,7 @@ class Seq2SeqModule(LightningModule):
             with whole(self.scorer):
                 return
         with whole(self.scorer):  # ranks write rows of other lengths: they must not wait for each other's weights
-            nll = self.scorer.score(source, batch["target"])[1]  # first: FSDP2 wants the root before its blocks
+            nll = self._nll(source, batch["target"])  # first: FSDP2 wants the root before its blocks
             tokens = self(source) if how is None else self.written(source, **how)
             if getattr(self.forward, "__func__", None) is not Seq2SeqModule.forward:  # graphs write, not torch
                 nll = torch.full_like(nll, torch.nan)
@@ -214,6 +224,12 @@ class Seq2SeqModule(LightningModule):
             strict=True,
         )
         self.outputs += [report.Row(*values) for values in told]
+
+    def _nll(self, source: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood of targets [B, T], summed over their tokens, [B]; in parts as in `written`."""
+        size = self._num_rows(target.shape[1])
+        pairs = zip(torch.split(source, size), torch.split(target, size), strict=True)
+        return torch.cat([self.scorer.score(*pair)[1] for pair in pairs])
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`; show some outputs in TensorBoard."""

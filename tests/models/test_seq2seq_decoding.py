@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 
+from models.seq2seq import module
+from models.seq2seq.architectures import Seq2SeqTransformer
 from models.seq2seq.decoding import Search, search
 from models.seq2seq.module import Seq2SeqModule
 
@@ -120,3 +124,25 @@ def test_a_shortest_length_beyond_the_longest_is_refused() -> None:
     options: Any = {"min_length": 50, "max_length": 10}
     with pytest.raises(ValueError, match="min_length must be at most max_length, got 50 and 10"):
         Seq2SeqModule({}, None, **options)  # type: ignore[arg-type]
+
+
+def test_rows_that_are_too_many_for_the_memory_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {word: index for index, word in enumerate(["<pad>", "<unk>", "<s>", "</s>", *"abcdef"])}
+    known = {"json": Tokenizer(WordLevel(words, unk_token="<unk>")).to_str(), "vocab_size": 10}
+    schema = {"tokenizer": {**known, "pad_id": 0, "unk_id": 1, "cls_id": 2, "eos_id": 3}}
+    sizes = {"width": 16, "num_encoder_blocks": 1, "num_decoder_blocks": 1, "num_heads": 2, "dropout": 0.0}
+    options: Any = {**HOW, "beams": 2, "ema_decay": None, "compile": False, "label_smoothing": 0.0}
+    torch.manual_seed(0)
+    made = Seq2SeqTransformer(schema, copy=False, **sizes, **options).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    source, target = torch.randint(3, 10, (7, 5)), torch.randint(3, 10, (7, 4))
+    calls: list[int] = []
+    score = made.network.score
+    monkeypatch.setattr(made.network, "score", lambda *pair: calls.append(len(pair[0])) or score(*pair))
+    whole, nll = made(source), made._nll(source, target)
+    monkeypatch.setattr(module, "MOST_SCORES", 3 * 4 * 10)
+    assert torch.equal(made(source), whole)
+    torch.testing.assert_close(made._nll(source, target), nll)
+    assert calls == [7, 3, 3, 1]
+    assert made(source[:0]).shape == (0, 0)
