@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import metrics
+from models import markdown, metrics
 
 INPUTS = ("numeric", "categorical", "timestamp")
 MOST_ROWS = 4_096
@@ -80,11 +80,11 @@ def write_summaries(detector: Detector, rows: metrics.Scored, writer: Any, step:
         writer.add_graph(detector, example_inputs(detector))
     writer.add_pr_curve("test/precision_recall", rows.target, rows.score, step, num_thresholds=127)
     names = ("precision", "recall", "alert_share", "cost_saved", "cost_saved_share")
-    lines = ["threshold | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
+    lines = []
     for threshold in sorted({*np.linspace(0.05, 0.95, 10).round(3).tolist(), float(detector.threshold_cost)}):
         row = metrics.at_threshold(rows, threshold, detector.schema["cost"]["false_positive"])
-        lines.append(" | ".join([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)]))
-    writer.add_text("test/thresholds", "\n".join(lines), step)
+        lines.append([f"{threshold:.4f}", *(f"{row[name]:.4f}" for name in names)])
+    writer.add_text("test/thresholds", markdown.table(("threshold", *names), lines), step)
 
 
 def slices(detector: Detector, rows: metrics.Scored) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from models import plots
+from models import markdown, plots
 from models.seq2seq import metrics
 from models.seq2seq.metrics import Written
 
@@ -46,16 +46,15 @@ def written_of(rows: Sequence[Row], language: str | None) -> Written:
 
 def samples(rows: Sequence[Row]) -> str:
     """A Markdown table of some rows, evenly spread."""
-    lines = ["source | reference | output", "---|---|---"]
-    for place in np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).astype(int):
-        row = rows[place]
-        lines.append(" | ".join(_cell(text) for text in (row.source, row.reference, row.output)))
-    return "\n".join(lines)
+    places = np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).astype(int)
+    shown = [
+        [_cut(text) for text in (rows[place].source, rows[place].reference, rows[place].output)] for place in places
+    ]
+    return markdown.table(("source", "reference", "output"), shown)
 
 
-def _cell(text: str) -> str:
-    shown = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
-    return " ".join(shown.split()).replace("|", chr(92) + "|")
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def predicts(schema: Mapping[str, Any], how: Mapping[str, Any]) -> str:

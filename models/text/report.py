@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from models import classification, plots
+from models import classification, markdown, plots
 from models.classification import Classified
 
 MOST_CLASSES = 40  # of a picture
@@ -70,15 +70,15 @@ def write_summaries(
     rows: Classified, classes: list[str], wrong: Sequence[tuple[str, str, float, str]], writer: Any, step: int
 ) -> None:
     """Write the table of classes and the worst mistakes to TensorBoard."""
-    names = ("rows", "precision", "recall", "f1")
-    lines = ["class | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
-    for name, values in classification.per_class(rows, classes).items():
-        lines.append(f"{name} | {values['rows']:,.0f} | " + " | ".join(f"{values[key]:.4f}" for key in names[1:]))
-    writer.add_text("test/classes", "\n".join(lines), step)
-    table = ["true | predicted | confidence | text", "---|---|---|---"]
-    for true, found, confidence, text in wrong:
-        table.append(f"{true} | {found} | {confidence:.3f} | {' '.join(text.split()).replace('|', chr(92) + '|')}")
-    writer.add_text("test/worst_mistakes", "\n".join(table), step)
+    names = ("precision", "recall", "f1")
+    by_class = [
+        (name, f"{values['rows']:,.0f}", *(f"{values[key]:.4f}" for key in names))
+        for name, values in classification.per_class(rows, classes).items()
+    ]
+    writer.add_text("test/classes", markdown.table(("class", "rows", *names), by_class), step)
+    told = [(true, found, f"{confidence:.3f}", text) for true, found, confidence, text in wrong]
+    header = ("true", "predicted", "confidence", "text")
+    writer.add_text("test/worst_mistakes", markdown.table(header, told), step)
 
 
 def _names(value: Any, classes: list[str]) -> str:

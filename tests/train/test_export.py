@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from train import errors
 from train.bundle import open_bundle
-from train.export import contest
+from train.export import card, contest
 from train.export.export import export
 from train.export.source import open_source
 from train.keys import SigningKey, Trusted, new
@@ -320,3 +320,8 @@ def test_the_command_line_says_what_is_wrong_with_an_exit_code(trained: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "max_drop" in done.stderr
+
+
+def test_names_of_classes_do_not_break_the_tables_of_a_card() -> None:
+    *_, row = card._slices({"a|b\nc": {"rows": 3.0}}).splitlines()
+    assert row == r"| a\|b c | 3 |"

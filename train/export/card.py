@@ -87,7 +87,9 @@ def _baselines(baselines: Mapping[str, Mapping[str, float]], metric: str) -> str
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    # Names of classes are the user's own: what would end a cell or a line is escaped or a space.
+    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
 def _number(value: float | None) -> str:
