@@ -1,6 +1,7 @@
 """Files with one JSON object a line as Arrow: read whole, or in constant memory with types that hold in every row."""
 
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -74,9 +75,21 @@ def _parsed(lines: bytes, first_line: int, as_text: bool) -> Iterator[pa.Table]:
         times = [field.name for field in table.schema if pa.types.is_temporal(field.type)] if as_text else []
         yield _read(lines, dict.fromkeys(times, pa.string())) if times else table
     except pa.ArrowInvalid as error:
-        places = [place for place, line in enumerate(lines.split(b"\n"), start=first_line) if line.strip()]
-        told = re.sub(r"in row (\d+)", lambda row: f"in line {places[int(row[1])]}", str(error))
-        raise pa.ArrowInvalid(told) from error
+        numbered = [(place, line) for place, line in enumerate(lines.split(b"\n"), start=first_line) if line.strip()]
+        told = re.sub(r"in row (\d+)", lambda row: f"in line {numbered[int(row[1])][0]}", str(error))
+        raise pa.ArrowInvalid(_first_broken(numbered) or told) from error
+
+
+def _first_broken(numbered: Sequence[tuple[int, bytes]]) -> str | None:
+    """Which line is no JSON and why, which Arrow tells of some of them alone; None where each is."""
+    for number, line in numbered:
+        try:
+            json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"line {number} is no JSON: {error.msg} at character {error.pos + 1}"
+        except UnicodeDecodeError as error:
+            return f"line {number} is not UTF-8: byte {line[error.start]:#04x} at place {error.start + 1}"
+    return None
 
 
 def _read(lines: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:

@@ -33,6 +33,8 @@ def test_broken_lines_are_named(tmp_path):
         ('{"a": 1}\n{"a": "x"}\n', "changed from number to string in line 2"),
         ('{"a": 1}\n\n\n{"a": "x"}\n', "changed from number to string in line 4"),
         ('{"a": 1}\n{"a": \n', "line 2"),
+        ('{"a": "x"}\n{"a": "oops\n{"a": "y"}\n', "line 2 is no JSON: Unterminated string starting at at character 7"),
+        ('{"a": "x"},\n{"a": "y"}\n', "line 1 is no JSON: Extra data at character 11"),
         ("", "Empty JSON file"),
         ('[{"a": 1}]', "changed from object to array in line 1"),
     ]:
