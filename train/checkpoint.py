@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from train import ranks, sharded, stopping
+from train.config.finding import did_you_mean
 from train.errors import ConfigError, StorageError
 from train.strategies import FullySharded
 
@@ -155,6 +156,7 @@ class Checkpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.seconds_saving = 0.0
+        self._has_told = False
         self._saved_at, self._saved_step = time.monotonic(), 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,12 +207,20 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
+        if score is None and not self._has_told:
+            self._tell_missing([name for name in trainer.callback_metrics if name.startswith("val/")])
         if score is None or torch.isnan(score):
             return
         value = float(score)
         if self.best_score is None or (value > self.best_score if self.mode == "max" else value < self.best_score):
             self.best_score, self.best_epoch = value, trainer.current_epoch
             self._save(trainer, self.folder / BEST)
+
+    def _tell_missing(self, there: list[str]) -> None:
+        """Warn, once: the name may be wrong, or the metric undefined, as where the rows are of one class."""
+        self._has_told = True
+        close, names = did_you_mean(self.monitor, there), ", ".join(sorted(there))
+        log.warning("monitor=%s is no metric of this validation%s; there are %s", self.monitor, close, names)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch."""

@@ -244,6 +244,14 @@ def test_the_last_good_checkpoint_is_named(configure, monkeypatch):
         run(configure())
 
 
+def test_a_monitored_metric_that_is_not_there_is_told_once(configure, caplog):
+    result = run(configure("monitor=val/average_precison"))
+    told = [line for line in caplog.messages if line.startswith("monitor=val/average_precison is no metric")]
+    assert len(told) == 1
+    assert "did you mean 'val/average_precision'?" in told[0]
+    assert json.loads((result.folder / "result.json").read_text())["best"]["value"] is None
+
+
 def test_training_stops_early_when_the_metric_does_not_improve(configure):
     result = run(configure("patience=1", "trainer.max_epochs=30", "model.lr=1e-7"))
     assert json.loads((result.folder / "result.json").read_text())["epochs"] < 30
