@@ -1,7 +1,7 @@
-"""Search and test the classical baselines of an experiment: same rows, same metrics as its network.
+"""Fit and test the classical baselines of an experiment: same rows, same metrics as its network.
 
-python -m train.baseline experiment=NAME                        # all of them, each with a grid search
-python -m train.baseline experiment=NAME baselines=OPTION       # those of configs/baselines/OPTION.yaml
+python -m train.baseline experiment=NAME                        # its own
+python -m train.baseline experiment=NAME baselines=all          # of tables: every one, each with a grid search
 python -m train.baseline experiment=NAME '~baselines.NAME'      # all but one
 """
 

@@ -284,7 +284,13 @@ class Seq2SeqModule(LightningModule):
             writer.add_text("test/bleu_signature", signature, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
-        """Fit a baseline on the training texts; return its test metrics, made as the network's."""
+        """Fit a baseline on the training texts; return its test metrics, made as the network's.
+
+        Raises:
+            ValueError: it writes no texts.
+        """
+        if not hasattr(baseline, "write"):
+            raise ValueError(f"a baseline must write texts; {type(baseline).__name__} does not")
         texts = datamodule.texts
         if not len(texts["test"]["target"]):
             return {}

@@ -46,6 +46,8 @@ def _vectorizer(longest: int, min_rows: int) -> TfidfVectorizer:
 
 def fit(baseline: Pipeline, texts: Iterable[str], target: Tensor) -> Pipeline:
     """Fit to texts and their classes int64 [rows], or, one model a class, to yes and no [rows, classes]."""
+    if not isinstance(baseline, Pipeline):
+        raise ValueError(f"a baseline must be a Pipeline that takes texts; {type(baseline).__name__} is none")
     truth = target.cpu().numpy()
     if truth.ndim == 2:
         *first, (name, last) = baseline.steps
@@ -54,7 +56,7 @@ def fit(baseline: Pipeline, texts: Iterable[str], target: Tensor) -> Pipeline:
     try:
         return baseline.fit(list(texts), truth)
     except ValueError as error:
-        raise ValueError(f"the baseline {type(baseline.steps[-1][1]).__name__} cannot be fitted: {error}") from error
+        raise ValueError(f"{type(baseline.steps[-1][1]).__name__} cannot be fitted: {error}") from error
 
 
 def scored(baseline: Pipeline, texts: Iterable[str], target: Tensor, *, num_classes: int) -> Classified:

@@ -126,6 +126,11 @@ def test_a_shortest_length_beyond_the_longest_is_refused() -> None:
         Seq2SeqModule({}, None, **options)  # type: ignore[arg-type]
 
 
+def test_a_baseline_that_writes_nothing_is_told() -> None:
+    with pytest.raises(ValueError, match="a baseline must write texts; object does not"):
+        Seq2SeqModule.test_baseline(None, object(), None)  # type: ignore[arg-type]
+
+
 def test_rows_that_are_too_many_for_the_memory_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {word: index for index, word in enumerate(["<pad>", "<unk>", "<s>", "</s>", *"abcdef"])}
     known = {"json": Tokenizer(WordLevel(words, unk_token="<unk>")).to_str(), "vocab_size": 10}

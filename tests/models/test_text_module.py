@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.dummy import DummyClassifier
 
 from models.classification import Classified
 from models.text import baselines
@@ -207,3 +208,8 @@ def test_it_tells_of_its_classes_mistakes_and_limits():
     module.write_summaries(writer, 3)
     assert [name for name, _ in written] == ["test/classes", "test/worst_mistakes"]
     assert TEXTS[4] in written[1][1]
+
+
+def test_a_baseline_that_takes_no_texts_is_told():
+    with pytest.raises(ValueError, match="must be a Pipeline that takes texts; DummyClassifier is none"):
+        baselines.fit(DummyClassifier(), ["a"], torch.tensor([0]))

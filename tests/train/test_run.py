@@ -244,6 +244,18 @@ def test_the_last_good_checkpoint_is_named(configure, monkeypatch):
         run(configure())
 
 
+def test_a_baseline_that_cannot_be_fitted_costs_no_run(configure, caplog, monkeypatch):
+    from models.fraud.module import FraudModule
+
+    def refuse(self, baseline, datamodule):
+        raise ValueError("empty vocabulary")
+
+    monkeypatch.setattr(FraudModule, "test_baseline", refuse)
+    result = run(configure("baselines=fraud", "~baselines.xgboost", "trainer.max_epochs=1"))
+    assert "baseline base_rate is left out: empty vocabulary" in caplog.messages
+    assert json.loads((result.folder / "result.json").read_text())["baselines"] == {}
+
+
 def test_a_monitored_metric_that_is_not_there_is_told_once(configure, caplog):
     result = run(configure("monitor=val/average_precison"))
     told = [line for line in caplog.messages if line.startswith("monitor=val/average_precison is no metric")]
