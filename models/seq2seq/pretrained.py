@@ -142,10 +142,6 @@ class PretrainedEncoderDecoder(Seq2SeqNetwork):
         self.stacks = [f"model.{name}" for name in stacks_of(model)]
         if lora_rank:
             add_lora(model, lora_rank, leave=model.get_output_embeddings())  # type: ignore[operator]
-        # The name of what keys and values are handed over as: transformers 5.24 has given it another one.
-        self.cache_name = next(
-            name for name in ("cache", "past_key_values") if name in signature(model.forward).parameters
-        )
         self.model = model.train()  # from_pretrained leaves it in eval mode, and Lightning leaves it as it is
         self.num_decoder_blocks = len(self.layers[1])
 
