@@ -1,12 +1,13 @@
 """Fit and test the classical baselines of an experiment: same rows, same metrics as its network.
 
-python -m train.baseline experiment=NAME                        # its own
-python -m train.baseline experiment=NAME baselines=all          # of tables: every one, each with a grid search
+python -m train.baseline experiment=NAME                        # those of baselines/grid/NAME.yaml, else its own
+python -m train.baseline experiment=NAME baselines=OPTION       # those of configs/baselines/OPTION.yaml
 python -m train.baseline experiment=NAME '~baselines.NAME'      # all but one
 """
 
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,17 @@ def show(accounts: dict[str, Account], *, monitor: str, mode: str) -> None:
     screen.show_results(ordered, ours=next(iter(ordered)), monitor=monitor, mode=mode)
 
 
+def with_grid(words: list[str]) -> list[str]:
+    """Name the experiment's grids, baselines=grid/<experiment>, where there are such and no others are asked for."""
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    experiment = given.get("experiment")
+    if "baselines" in given or not files("configs").joinpath("baselines", "grid", f"{experiment}.yaml").is_file():
+        return words
+    # Beside the experiment, since Hydra's parser wants all overrides in one row.
+    place = words.index(f"experiment={experiment}") + 1
+    return [*words[:place], f"baselines=grid/{experiment}", *words[place:]]
+
+
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="baseline")
 def main(cfg: DictConfig) -> None:
     """Check the composed config, then fit and test the baselines."""
@@ -121,5 +133,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = arguments.in_order(sys.argv[1:])
+    sys.argv[1:] = with_grid(arguments.in_order(sys.argv[1:]))
     sys.exit(errors.guard(main, "baseline"))

@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from train.baseline import baseline
+from train.baseline import baseline, with_grid
 from train.config.check import check
 from train.errors import ConfigError, DataError
 from train.run import run
@@ -44,18 +44,26 @@ def only(cfg: DictConfig, names: list[str]) -> DictConfig:
     return cfg
 
 
-def test_the_short_list_is_the_default_and_all_baselines_an_option(composed: Callable[..., DictConfig]) -> None:
-    few, everything = set(composed().baselines), set(composed("baselines=all").baselines)
+def test_the_command_searches_the_grids_of_an_experiment_that_has_some() -> None:
+    assert with_grid(["experiment=fraud", "seed=1"]) == ["experiment=fraud", "baselines=grid/fraud", "seed=1"]
+    for words in (["experiment=text"], ["experiment=fraud", "baselines=none"], ["seed=1"]):
+        assert with_grid(words) == words
+
+
+def test_the_short_list_is_an_experiments_own_and_all_baselines_are_its_grid(
+    composed: Callable[..., DictConfig],
+) -> None:
+    few, everything = set(composed().baselines), set(composed("baselines=grid/fraud").baselines)
     assert few == {"base_rate", "logistic_regression", "xgboost"}
     extra = {"lightgbm", "random_forest", "linear_svm", "nearest_neighbours", "naive_bayes", "decision_tree"}
     assert everything == few | extra | {"k_means_distance"}
-    assert set(composed("baselines=all", "~baselines.xgboost").baselines) == everything - {"xgboost"}
+    assert set(composed("baselines=grid/fraud", "~baselines.xgboost").baselines) == everything - {"xgboost"}
 
 
 def test_each_is_searched_tested_and_recorded(
     composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = only(composed("baselines=all"), FAST)
+    cfg = only(composed("baselines=grid/fraud"), FAST)
     cfg.baselines.nearest_neighbours.most_rows = 500
     folder = baseline(cfg)
     found = json.loads((folder / "baselines.json").read_text())
@@ -108,7 +116,7 @@ def test_a_baseline_whose_package_is_missing_is_skipped_with_the_extra_named(
         return ordinary(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_lightgbm)
-    folder = baseline(only(composed("baselines=all"), ["lightgbm", "base_rate"]))
+    folder = baseline(only(composed("baselines=grid/fraud"), ["lightgbm", "base_rate"]))
     assert list(json.loads((folder / "baselines.json").read_text())) == ["base_rate"]
     assert "lightgbm skipped: no package 'lightgbm'; pip install 'fullcycle[baselines]'" in capsys.readouterr().out
 
@@ -117,9 +125,9 @@ def test_what_cannot_be_searched_is_told(composed: Callable[..., DictConfig]) ->
     with pytest.raises(ConfigError, match="this experiment has none"):
         baseline(composed("baselines=none"))
     with pytest.raises(ConfigError, match=r"num_foldz(.|\n)*did you mean 'num_folds'"):
-        composed("baselines=all", "+baselines.xgboost.num_foldz=3")
+        composed("baselines=grid/fraud", "+baselines.xgboost.num_foldz=3")
     with pytest.raises(DataError, match="folds=3001"):
-        baseline(only(composed("baselines=all", "+baselines.decision_tree.num_folds=3000"), ["decision_tree"]))
+        baseline(only(composed("baselines=grid/fraud", "+baselines.decision_tree.num_folds=3000"), ["decision_tree"]))
 
 
 def test_without_an_experiment_it_says_so() -> None:
@@ -132,9 +140,7 @@ def test_without_an_experiment_it_says_so() -> None:
 def test_the_command_tests_all_baselines(table: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightgbm", reason="needs the extra `baselines`")
     keys = [key for key in small_run(table, tmp_path) if not key.startswith(("baselines=", "trainer"))]
-    done = subprocess.run(
-        [sys.executable, "-m", "train.baseline", *keys, "baselines=all"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "train.baseline", *keys], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     (results,) = tmp_path.glob("runs/fraud-baselines/2*/baselines.json")

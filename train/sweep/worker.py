@@ -11,7 +11,15 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 
 from train import folder, ranks, stopping
-from train.errors import DataError, InterruptedRunError, PeerLostError, StoppedError, StorageError, UserError
+from train.errors import (
+    ConfigError,
+    DataError,
+    InterruptedRunError,
+    PeerLostError,
+    StoppedError,
+    StorageError,
+    UserError,
+)
 from train.sweep import samplers, slots, trial
 from train.sweep.heartbeat import Heartbeat
 from train.sweep.measures import UnknownMetricError
@@ -126,7 +134,7 @@ class Worker:
 
     def _is_for_all(self, error: Exception) -> bool:
         """Whether every other trial would fail in the same way: no disk, no database, no data, no such metric."""
-        if isinstance(error, DataError):
+        if isinstance(error, DataError | ConfigError):
             return not trial.can_read(self.plan.trial_config({}, "none"))
         return isinstance(error, StorageError | UnknownMetricError)
 
