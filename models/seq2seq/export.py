@@ -1,7 +1,8 @@
 """The encoder-decoder as three graphs, cut and named as in Hugging Face's Optimum, and ONNX Runtime writing by them.
 
 `encoder_model` reads a source; `decoder_model` takes the first step and makes the keys and values of the source;
-`decoder_with_past_model` takes each further step. Where tokens can be copied, both decoders also take the source.
+`decoder_with_past_model` takes each further step. Where tokens can be copied, both decoders also take the source. The
+rows of a further step may be several to a sentence, its beams, one after another, if the network `shares_source`.
 
 Shapes: R rows, S source tokens, P target tokens decoded so far, T next ones, W width, H heads, D size of a head.
 """
@@ -9,20 +10,18 @@ Shapes: R rows, S source tokens, P target tokens decoded so far, T next ones, W 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.graph import Graph
 from models.seq2seq.network import KeyValue, Memory, Seq2SeqNetwork
 from models.transformer import attended
 
-Arrays = dict[str, NDArray[Any]]
-Run = Callable[[Arrays], Arrays]  # a graph: arrays by input name to arrays by output name
+Tensors = dict[str, Tensor]
+Run = Callable[[Tensors], Tensors]  # a graph: tensors by input name to tensors by output name
 
 ENCODER, FIRST, NEXT = "encoder_model", "decoder_model", "decoder_with_past_model"
-ROWS, SOURCE, TARGET = 3, 7, 5  # of the examples
+ROWS, SOURCE, TARGET, BEAMS = 3, 7, 5, 2  # of the examples
 
 
 class Encoder(nn.Module):
@@ -90,66 +89,58 @@ def graphs_of(network: Seq2SeqNetwork, schema: Mapping[str, Any]) -> list[Graph]
     ids = torch.randint(0, int(schema["tokenizer"]["vocab_size"]), (ROWS, SOURCE), generator=generator)
     mask = torch.ones(ROWS, SOURCE, dtype=torch.int64)
     mask[1, SOURCE // 2 :] = 0
-    hidden = torch.randn(ROWS, SOURCE, network.width, generator=generator)
-    blocks = range(network.num_decoder_blocks)
-    kinds = [f"{index}.{of}.{part}" for index in blocks for of in ("decoder", "encoder") for part in ("key", "value")]
-    size = (network.num_heads, network.head_size)
-    past = {
-        f"past_key_values.{kind}": torch.randn(
-            ROWS, size[0], TARGET if ".decoder." in kind else SOURCE, size[1], generator=generator
-        )
-        for kind in kinds
-    }
-    from_source = {0: "rows", 1: "source"}
-    copied = {"encoder_input_ids": ids} if network.can_copy else {}
     encoder = Graph(
         name=ENCODER,
         module=Encoder(network).eval(),
         inputs={"input_ids": ids, "attention_mask": mask},
         outputs=("last_hidden_state",),
-        dynamic={"input_ids": from_source, "attention_mask": from_source},
+        dynamic=dict.fromkeys(("input_ids", "attention_mask"), {0: "rows", 1: "source"}),
     )
-    first = Graph(
+    hidden = torch.randn(ROWS, SOURCE, network.width, generator=generator)
+    copied = {"encoder_input_ids": ids} if network.can_copy else {}
+    read = {"encoder_attention_mask": mask, "encoder_hidden_states": hidden, **copied}
+    return [encoder, _first_step(network, ids, read), _next_step(network, ids, read, generator)]
+
+
+def _first_step(network: Seq2SeqNetwork, ids: Tensor, read: Mapping[str, Tensor]) -> Graph:
+    return Graph(
         name=FIRST,
         module=FirstStep(network).eval(),
-        inputs={
-            "input_ids": ids[:, :TARGET].contiguous(),  # the exporter keeps strides
-            "encoder_attention_mask": mask,
-            "encoder_hidden_states": hidden,
-            **copied,
-        },
-        outputs=("logits", *(f"present.{kind}" for kind in kinds)),
-        dynamic={
-            "input_ids": {0: "rows", 1: "target"},
-            **dict.fromkeys(("encoder_attention_mask", "encoder_hidden_states", *copied), from_source),
-        },
+        inputs={"input_ids": ids[:, :TARGET].contiguous(), **read},  # the exporter keeps strides
+        outputs=("logits", *(f"present.{kind}" for kind in _kinds(network))),
+        dynamic={"input_ids": {0: "rows", 1: "target"}, **dict.fromkeys(read, {0: "rows", 1: "source"})},
         tolerance=1e-3,
         is_first=False,
     )
-    further = Graph(
+
+
+def _next_step(network: Seq2SeqNetwork, ids: Tensor, read: Mapping[str, Tensor], generator: torch.Generator) -> Graph:
+    beams, of_source = (BEAMS, "sentences") if network.shares_source else (1, "rows")
+    shapes = {"decoder": (ROWS * beams, network.num_heads, TARGET), "encoder": (ROWS, network.num_heads, SOURCE)}
+    vary = {"decoder": {0: "rows", 2: "past"}, "encoder": {0: of_source, 2: "source"}}
+    kinds = {f"past_key_values.{kind}": kind.split(".")[1] for kind in _kinds(network)}
+    past = {name: torch.randn(*shapes[of], network.head_size, generator=generator) for name, of in kinds.items()}
+    mask, *copied = read.items() if network.can_copy else list(read.items())[:1]
+    inputs: dict[str, Any] = {"input_ids": ids[:, :1].repeat_interleave(beams, dim=0), mask[0]: mask[1]}
+    return Graph(
         name=NEXT,
         module=NextStep(network).eval(),
-        inputs={
-            "input_ids": ids[:, :1].contiguous(),
-            "encoder_attention_mask": mask,
-            "past_key_values": past,
-            **({"encoder_hidden_states": hidden} | copied if copied else {}),
-        },
-        outputs=("logits", *(f"present.{kind}" for kind in kinds if ".decoder." in kind)),
+        inputs=inputs | {"past_key_values": past, **dict(copied)},  # in the order of `forward`
+        outputs=("logits", *(f"present.{kind}" for kind in _kinds(network) if ".decoder." in kind)),
         dynamic={
             "input_ids": {0: "rows"},
-            **{
-                f"past_key_values.{kind}": {0: "rows", 2: "past" if ".decoder." in kind else "source"} for kind in kinds
-            },
-            **dict.fromkeys(
-                ("encoder_attention_mask", *(("encoder_hidden_states", "encoder_input_ids") if copied else ())),
-                from_source,
-            ),
+            **{name: vary[of] for name, of in kinds.items()},
+            **{name: {0: of_source, 1: "source"} for name, _ in (mask, *copied)},
         },
         tolerance=1e-3,
         is_first=False,
     )
-    return [encoder, first, further]
+
+
+def _kinds(network: Seq2SeqNetwork) -> list[str]:
+    """Keys and values of each block, of the output and of the source."""
+    blocks = range(network.num_decoder_blocks)
+    return [f"{index}.{of}.{part}" for index in blocks for of in ("decoder", "encoder") for part in ("key", "value")]
 
 
 def graph_inputs(
@@ -177,33 +168,36 @@ class GraphStepper:
     """The three graphs as a `decoding.Stepper`: the same search writes by them as by torch.
 
     Args:
-        graphs: each takes arrays by input name, whatever else is among them, and gives arrays by output name.
+        graphs: each takes tensors on the CPU by input name, whatever else is among them, and gives them by output name.
         pad_id: token id of padding.
+        shares_source: of the network that was exported.
     """
 
-    def __init__(self, graphs: Mapping[str, Run], pad_id: int) -> None:
-        self.graphs, self.pad_id = graphs, pad_id
+    def __init__(self, graphs: Mapping[str, Run], pad_id: int, *, shares_source: bool) -> None:
+        self.graphs, self.pad_id, self.shares_source = graphs, pad_id, shares_source
 
-    def start(self, source: Tensor) -> Arrays:
+    def start(self, source: Tensor) -> Tensors:
         """Read token ids [B, S]."""
-        ids = source.cpu().numpy() if source.shape[1] else np.full((len(source), 1), self.pad_id)
-        mask = (ids != self.pad_id).astype(np.int64)
+        ids = source.cpu() if source.shape[1] else torch.full((len(source), 1), self.pad_id)
+        mask = (ids != self.pad_id).long()
         hidden = self.graphs[ENCODER]({"input_ids": ids, "attention_mask": mask})["last_hidden_state"]
         return {"encoder_input_ids": ids, "encoder_attention_mask": mask, "encoder_hidden_states": hidden}
 
-    def step(self, tokens: Tensor, state: Arrays) -> tuple[Tensor, Arrays]:
+    def step(self, tokens: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """Take the last tokens [R, 1]; return log-probabilities [R, V] and the new state."""
         graph = self.graphs[FIRST if len(state) == 3 else NEXT]
-        found = graph({**state, "input_ids": tokens.cpu().numpy()})
-        logits = torch.from_numpy(found.pop("logits")[:, -1]).to(tokens.device)
+        found = graph({**state, "input_ids": tokens.cpu()})
+        logits = found.pop("logits")[:, -1].to(tokens.device)
         return logits, state | {name.replace("present", "past_key_values"): values for name, values in found.items()}
 
-    def reorder(self, state: Arrays, rows: Tensor, sentences: Tensor | None) -> Arrays:
-        """Keep rows; each has its own copy of its source, which beams of one sentence need not exchange."""
-        index = rows.cpu().numpy()
-        if sentences is not None or len(index) != len(state["encoder_input_ids"]):
-            return {name: values.take(index, axis=0) for name, values in state.items()}
-        if (index == np.arange(len(index))).all():
-            return state
-        own = {name: values.take(index, axis=0) for name, values in state.items() if ".decoder." in name}
-        return state | own
+    def reorder(self, state: Tensors, rows: Tensor, sentences: Tensor | None) -> Tensors:
+        """Keep rows and sentences, or rows that each have a copy of its source, which beams need not exchange."""
+        own, index = {name: values for name, values in state.items() if ".decoder." in name}, rows.cpu()
+        source = {name: values for name, values in state.items() if name not in own}
+        if self.shares_source:
+            kept = None if sentences is None else sentences.cpu()
+        else:
+            kept = index if sentences is not None or len(index) != len(state["encoder_input_ids"]) else None
+        if kept is not None:
+            source = {name: values.index_select(0, kept) for name, values in source.items()}
+        return source | {name: values.index_select(0, index) for name, values in own.items()}

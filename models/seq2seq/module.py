@@ -132,8 +132,9 @@ class Seq2SeqModule(LightningModule):
         return graph_inputs(self.scorer, batch["source"], tokens, self.schema)
 
     def stand_in(self, graphs: Mapping[str, Any]) -> Any:
-        """Return a `forward` that writes by exported graphs, called by name with arrays by input name."""
-        stepper = GraphStepper(graphs, self.schema["tokenizer"]["pad_id"])
+        """Return a `forward` that writes by exported graphs, called by name with tensors by input name."""
+        pad_id, shares_source = self.schema["tokenizer"]["pad_id"], self.scorer.shares_source
+        stepper = GraphStepper(graphs, pad_id, shares_source=shares_source)
         return lambda source: self.written(source, stepper=stepper)
 
     def greedy(self, source: Tensor) -> Tensor:

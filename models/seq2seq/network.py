@@ -46,6 +46,8 @@ class Seq2SeqNetwork(nn.Module):
         head_size: D of the decoder.
         num_decoder_blocks: those that keep keys and values.
         can_copy: whether the source's own ids are needed beside what the encoder made of them.
+        shares_source: whether the decoder's rows may be several to a row of the memory, its beams, one after another;
+            else each needs its own copy.
     """
 
     width: int
@@ -53,6 +55,7 @@ class Seq2SeqNetwork(nn.Module):
     head_size: int
     num_decoder_blocks: int
     can_copy: bool
+    shares_source: bool
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         super().__init__()

@@ -19,6 +19,13 @@ from models.seq2seq.network import KeyValue, Memory, Seq2SeqNetwork
 from models.transformer import EncoderBlock, Rotation, attended, attention, rotated, rotation
 
 
+def by_sentence(values: Tensor, num_sentences: int) -> Tensor:
+    """Values of the decoder's rows [R, T, W] as [B, R / B * T, W]: the beams of a sentence look at one source."""
+    # The exporter asks for -1, which of no rows could be anything.
+    size = -1 if torch.compiler.is_exporting() else len(values) // max(1, num_sentences) * values.shape[1]
+    return values.reshape(num_sentences, size, values.shape[2])
+
+
 class DecoderBlock(nn.Module):
     """Pre-norm causal self-attention with rotary positions, attention to the source, and GEGLU."""
 
@@ -57,10 +64,8 @@ class DecoderBlock(nn.Module):
     def _from_source(self, hidden: Tensor, cross: KeyValue, mask: Tensor) -> Tensor:
         """Attend to the source, [R, T, W]. The beams of a row are queries of one attention: nothing is repeated."""
         rows, length = hidden.shape[:2]
-        query = self.query(hidden).unflatten(2, (self.num_heads, self.head_size))
-        if not torch.compiler.is_exporting():
-            query = query.reshape(len(mask), rows // max(1, len(mask)) * length, *query.shape[2:])
-        query = query.transpose(1, 2)
+        query = by_sentence(self.query(hidden), len(mask))
+        query = query.view(*query.shape[:2], self.num_heads, self.head_size).transpose(1, 2)
         mixed = attention(query, *cross, mask)
         output: Tensor = self.cross_out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return output
@@ -97,10 +102,7 @@ class Copying(nn.Module):
 
     def forward(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logs of generating and of copying, [R, T, 1] each, and where from, [R, T, S]."""
-        grouped = self.query(hidden)
-        if not torch.compiler.is_exporting():  # beams of a row look at one source
-            beams = len(hidden) // max(1, len(memory.mask))
-            grouped = grouped.view(len(memory.mask), beams * hidden.shape[1], hidden.shape[2])
+        grouped = by_sentence(self.query(hidden), len(memory.mask))
         weight = grouped @ memory.hidden.transpose(1, 2) * hidden.shape[2] ** -0.5
         weight = weight.masked_fill(~memory.mask[:, 0], float("-inf")).float().softmax(dim=2)
         gate = self.gate(hidden).float()
@@ -122,6 +124,8 @@ class EncoderDecoder(Seq2SeqNetwork):
         head_size: of each head; None for width / num_heads.
         feed_size: of the feed-forward layers; None for 2 * width.
     """
+
+    shares_source = True
 
     def __init__(
         self,
@@ -218,9 +222,7 @@ class EncoderDecoder(Seq2SeqNetwork):
             return generated
         log_generate, log_copy, places = self.copying(hidden, memory)
         assert memory.source is not None
-        index = memory.source
-        if not torch.compiler.is_exporting():
-            index = index.repeat_interleave(len(places) // len(index), dim=0)
+        index = memory.source.unsqueeze(1).expand(-1, len(places) // len(memory.source), -1).flatten(0, 1)
         copied = generated.new_zeros(generated.shape)
         copied = copied.scatter_add(2, index.unsqueeze(1).expand(-1, places.shape[1], -1), places)
         copied = copied.clamp_min(1e-30).log()

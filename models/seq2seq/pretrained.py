@@ -123,6 +123,7 @@ class PretrainedEncoderDecoder(Seq2SeqNetwork):
     """
 
     can_copy = False
+    shares_source = False
 
     def __init__(
         self, schema: Mapping[str, Any], model: nn.Module, *, prefix: list[int], dropout: float, lora_rank: int

@@ -124,4 +124,4 @@ def test_onnx_runtime_writes_the_tokens_that_torch_writes(copy: bool, tmp_path: 
     for beams in (1, 4):
         how: Search = {**HOW, "beams": beams, "no_repeat_ngram": 2}
         expected = search(TorchStepper(made), sources(20), how, **IDS)
-        assert torch.equal(search(GraphStepper(runs, PAD), sources(20), how, **IDS), expected)
+        assert torch.equal(search(GraphStepper(runs, PAD, shares_source=True), sources(20), how, **IDS), expected)
