@@ -43,10 +43,10 @@ class TextTransformer(TextModule):
 
 
 class TextNgram(TextModule):
-    """A bag of hashed words and n-grams of words, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759).
+    """A bag of hashed n-grams of words and characters, in the manner of fastText (Joulin et al., arXiv 1607.01759).
 
-    `naive_bayes` times the log ratios of naive Bayes, counted before the first step, is added to its logits when it
-    predicts; 0 adds nothing.
+    Naive Bayes, counted before the first step, says how much each of them weighs, and `naive_bayes` times its log
+    ratios is added to the logits when the network predicts; 0 for nothing of both.
     """
 
     network: Ngram

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from models.dropout import RowDropout
 from models.pruning import Slice, Units
-from models.text.naive_bayes import log_ratios
-from models.text.words import Words
+from models.text.naive_bayes import informativeness, log_ratios
+from models.text.words import STEMS, Words
 from models.transformer import AttentionPooling, EncoderBlock, attended, rotation
 
 POOLS = 4  # heads of the pooling, which pruning leaves alone
@@ -119,14 +119,16 @@ class Transformer(TextNetwork):
 
 
 class Ngram(TextNetwork):
-    """A bag of words and their n-grams, hashed, in the manner of fastText (Joulin et al., 2016, arXiv 1607.01759).
+    """A bag of n-grams of words and characters, hashed, in the manner of fastText (Joulin et al., arXiv 1607.01759).
 
     A word's hash is that of its lower-cased characters, however the tokenizer has cut it. The vectors of all n-grams
-    of words, of the words' stems and of the tokens themselves are added up, divided by the root of their number, and
-    mapped to the classes. Vectors begin at zero, so that what training has not seen says nothing.
+    of words, of the words' stems, of their characters' n-grams and of the tokens themselves are added up, divided by
+    the root of their number, and mapped to the classes. Vectors begin at zero, so that what training has not seen says
+    nothing.
 
-    When it predicts, the log ratios of naive Bayes are added to its logits. Training does not see them: two opinions
-    that were formed apart err apart, and their sum is better than either.
+    Naive Bayes, counted before training, weighs each vector by what its feature tells of the classes. And when the
+    network predicts, the log ratios of all but characters are added to its logits. Training does not see them: two
+    opinions that were formed apart err apart, and their sum is better than either.
 
     Args:
         schema: of the data.
@@ -135,11 +137,12 @@ class Ngram(TextNetwork):
         longest: words of the longest n-gram.
         dropout: of the sum of the vectors.
         token_dropout: share of n-grams that are dropped in training.
-        naive_bayes: times the log ratios of naive Bayes is what is added to the logits; 0 for nothing.
+        naive_bayes: times the log ratios of naive Bayes is what is added to the logits; 0 for nothing, all weights 1.
     """
 
     has_begun: Tensor
     ratios: Tensor
+    told: Tensor
 
     def __init__(
         self,
@@ -167,30 +170,38 @@ class Ngram(TextNetwork):
         nn.init.orthogonal_(self.head.weight)
         self.naive_bayes = naive_bayes
         self.register_buffer("ratios", torch.zeros(self.num_features if naive_bayes else 0, num_classes))
+        self.register_buffer("told", torch.ones(self.num_features if naive_bayes else 0))
         self.register_buffer("has_begun", torch.tensor(False))
         self.blocks = nn.ModuleList()
 
     def score(self, tokens: Tensor) -> Tensor:
         """Logits [B, C]; in training those of the vectors alone."""
-        places, is_there = self.features(self.lengthened(tokens))
-        weight = self.token_dropout(is_there.to(self.embedding.weight.dtype))
-        weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1.0).sqrt()
-        logits: Tensor = self.head(self.dropout(bag(self.embedding.weight, places, weight)))
+        tokens = self.lengthened(tokens)
+        places, is_there = self.features(tokens)
+        present = is_there.to(self.embedding.weight.dtype)
+        weight = self.token_dropout(present * self.told[places] if self.naive_bayes else present)
+        logits: Tensor = self.head(self.dropout(bag(self.embedding.weight, places, tempered(weight))))
         if self.naive_bayes and not self.training:
-            logits = logits + self.naive_bayes * bag(self.ratios, places, weight)
+            words = tokens.shape[1] * (self.words.longest + len(STEMS) + 1)
+            logits = logits + self.naive_bayes * bag(self.ratios, places[:, :words], tempered(present[:, :words]))
         return logits
 
     def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the places of a row's features among the vectors, int64 [B, N], and which of those hold one."""
+        """Return the places of a row's features among the vectors, int64 [B, N], and which of those hold one.
+
+        First those of words, then the tokens, then those of characters.
+        """
         is_token = tokens != self.pad_id
-        places, is_there = self.words(tokens, is_token)
-        places = torch.cat([places, tokens + self.words.num_buckets], dim=1)
-        return places, torch.cat([is_there, is_token], dim=1)
+        words, is_word = self.words(tokens, is_token)
+        characters, is_character = self.words.characters(tokens, is_token)
+        places = torch.cat([words, tokens + self.words.num_buckets, characters], dim=1)
+        return places, torch.cat([is_word, is_token, is_character], dim=1)
 
     @torch.no_grad()
     def begin(self, counts: Tensor) -> None:
         """Take the log ratios of features counted by class in the training rows, [features, C]."""
         self.ratios.copy_(log_ratios(counts))
+        self.told.copy_(informativeness(counts))
         self.has_begun.fill_(True)
 
     def units(self) -> list[Units]:
@@ -198,11 +209,19 @@ class Ngram(TextNetwork):
         return [Units("width", self.head.in_features, (Slice("embedding.weight", 1), Slice("head.weight", 1)))]
 
 
+def tempered(weight: Tensor) -> Tensor:
+    """Weights [B, N] divided by the root of their sum: more features say more, though not as much more."""
+    return weight / weight.sum(dim=1, keepdim=True).clamp_min(1.0).sqrt()
+
+
 def bag(table: Tensor, places: Tensor, weight: Tensor) -> Tensor:
     """Weighted sums [B, W] of a table's rows [features, W], by their places and weights [B, N]."""
     if torch.compiler.is_exporting():
         return (functional.embedding(places, table) * weight.unsqueeze(2)).sum(dim=1)
-    return functional.embedding_bag(places, table, per_sample_weights=weight, mode="sum")
+    counts = weight != 0  # most places hold nothing, or what was dropped: looking those up too takes most of a step
+    ends = counts.sum(dim=1).cumsum(dim=0)
+    starts = functional.pad(ends, (1, 0))[:-1]
+    return functional.embedding_bag(places[counts], table, starts, per_sample_weights=weight[counts], mode="sum")
 
 
 def prior_head(schema: Mapping[str, Any], width: int) -> nn.Linear:

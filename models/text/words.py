@@ -1,6 +1,6 @@
-"""Words and their n-grams out of token ids, as operations that an exported graph can hold.
+"""Words, their n-grams and their characters out of token ids, as operations that an exported graph can hold.
 
-Shapes: B rows, L tokens, N kinds of features: n-grams by length, and stems.
+Shapes: B rows, L tokens, N kinds of features: n-grams by length, and stems; M characters of a piece, K = L * (M + 1).
 """
 
 import json
@@ -15,12 +15,14 @@ MODULUS = 2**31 - 1  # a prime; products of two hashes stay within int64
 FACTOR = 1_000_003  # of a character's place in its word
 STEP = 69_069  # of a word's place in its n-gram
 STEMS = (4, 6)  # first characters of a word that make a feature of their own: words of one family share them
+CHARACTERS = (3, 5)  # of an n-gram of characters: fewest and most, its word's two ends counted as one each
+MOST_CHARACTERS = 16  # of a piece; what is behind them makes no n-grams of characters
 MOST_PIECES = 8  # tokens of a word; what is longer is several words
 MARKS = ("\u2581", "\u0120")  # a word's beginning, of SentencePiece and of byte-level tokenizers
 
 
 class Words(nn.Module):
-    """Hash buckets of all n-grams of words, and of the words' first characters.
+    """Hash buckets of all n-grams of words, of the words' first characters, and of the n-grams of their characters.
 
     The tokenizer's pieces are put together to words again: a piece with a mark begins one, and so does one with nor
     letter nor digit, and what follows that. Words hash alike whatever their pieces and their case.
@@ -36,6 +38,7 @@ class Words(nn.Module):
     hashes: Tensor
     sizes: Tensor
     powers: Tensor
+    letters: Tensor
 
     def __init__(self, schema: Mapping[str, Any], *, num_buckets: int, longest: int) -> None:
         super().__init__()
@@ -57,6 +60,9 @@ class Words(nn.Module):
         self.register_buffer("sizes", torch.tensor([len(text) for text in texts]), persistent=False)
         powers = [pow(FACTOR, size, MODULUS) for size in range(longest_piece + 1)]
         self.register_buffer("powers", torch.tensor(powers), persistent=False)
+        width = min(longest_piece, MOST_CHARACTERS)
+        letters = [[ord(letter) + 1 for letter in text[:width]] + [0] * (width - len(text)) for text in texts]
+        self.register_buffer("letters", torch.tensor(letters).view(len(texts), width), persistent=False)
 
     def forward(self, tokens: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
         """Return buckets of features, int64 [B, N * L], and which of those places hold one, bool [B, N * L]."""
@@ -72,8 +78,37 @@ class Words(nn.Module):
         for size in STEMS:
             found.append(self.spelt(tokens, is_token, is_first, most=size) + self.longest + size)
             is_there.append(is_first)
+        return self.buckets(found), torch.cat(is_there, dim=1)
+
+    def buckets(self, found: list[Tensor]) -> Tensor:
+        """Return the buckets of several kinds of hashes, side by side."""
         # Kinds of features differ by a little: a factor sends them far from each other.
-        return torch.cat(found, dim=1) * FACTOR % MODULUS % self.num_buckets, torch.cat(is_there, dim=1)
+        return torch.cat(found, dim=1) * FACTOR % MODULUS % self.num_buckets
+
+    def characters(self, tokens: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
+        """Return buckets of n-grams of characters within words, and which of those places hold one, [B, sizes * K]."""
+        spelling, num_letters = self.spelling(tokens, is_token)
+        gram, found, is_there = spelling, [], []
+        is_within = torch.arange(spelling.shape[1], device=tokens.device) < num_letters
+        fewest, most = CHARACTERS
+        for size in range(2, most + 1):
+            gram = (gram * FACTOR + _later(spelling, size - 1)) % MODULUS
+            if size > 2:  # between its first and its last there is no end of a word
+                is_within = is_within & (_later(spelling, size - 2) != 0)
+            if size >= fewest:
+                found.append(gram + self.longest + max(STEMS) + size)
+                is_there.append(is_within)
+        return self.buckets(found), torch.cat(is_there, dim=1)
+
+    def spelling(self, tokens: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a row's characters, 0 at either end of a word, [B, K], and how many there are, [B, 1]."""
+        letters = functional.pad(self.letters[tokens], (1, 0))
+        starts = functional.pad(self.is_first(tokens, is_token).unsqueeze(2), (0, letters.shape[2] - 1))
+        letters, is_there = letters.flatten(1), (starts | (letters != 0) & is_token.unsqueeze(2)).flatten(1)
+        number = is_there.long().cumsum(dim=1)
+        index = torch.where(is_there, number - 1, letters.shape[1])
+        empty = torch.zeros_like(functional.pad(letters, (0, 1)))
+        return empty.scatter(1, index, letters)[:, :-1], number[:, -1:]
 
     def is_first(self, tokens: Tensor, is_token: Tensor) -> Tensor:
         """Return which tokens begin a word, bool [B, L]."""

@@ -9,9 +9,9 @@ import torch
 from models.calibration import Temperature
 from models.pruning import prune
 from models.text.export import graph_of
-from models.text.naive_bayes import counts_of, log_ratios
+from models.text.naive_bayes import counts_of, informativeness, log_ratios
 from models.text.networks import Ngram, Transformer
-from models.text.words import Words
+from models.text.words import STEMS, Words
 from train.export import graph as graphs
 
 PIECES = ["<pad>", "<unk>", "\u2581the", "\u2581The", "\u2581th", "e", "\u2581cat", "s", ".", "\u2581", "T", "he"]
@@ -175,6 +175,23 @@ def test_ngrams_are_there_as_far_as_there_are_words():
     assert places[0, 0] == places[1, 0]
 
 
+def characters_of(ids):
+    rows = torch.tensor([ids])
+    places, is_there = Words(SCHEMA, num_buckets=2**20, longest=1).characters(rows, rows != 0)
+    return sorted(places[is_there].tolist())
+
+
+def test_ngrams_of_characters_are_those_of_words_however_they_are_cut():
+    # " cats " has four of 3 characters, three of 4, two of 5; " the ", three, two and one
+    assert len(characters_of([6, 7])) == 9
+    assert len(set(characters_of([6, 7]))) == 9
+    assert characters_of([2, 0, 0]) == characters_of([4, 5]) == characters_of([9, 10, 11])
+    assert characters_of([6, 7, 2]) == sorted(characters_of([6, 7]) + characters_of([2])) == characters_of([4, 5, 6, 7])
+    assert len(set(characters_of([6])) & set(characters_of([6, 7]))) == 3  # " ca", "cat" and " cat"
+    assert len(characters_of([8])) == 1
+    assert characters_of([0, 0]) == []
+
+
 def test_words_share_the_buckets_of_their_first_characters():
     words = Words(SCHEMA, num_buckets=1_000_003, longest=1)
     rows = torch.tensor([[6, 0, 0], [6, 7, 7], [4, 5, 7], [2, 5, 0]])  # cat, catss, thes, thee
@@ -200,11 +217,33 @@ def test_naive_bayes_is_added_when_it_predicts_and_not_in_training(several):
     made.begin(counts)
     assert made.has_begun
     ratios = log_ratios(counts)
+    words = 9 * (3 + len(STEMS) + 1)
+    places, is_there = places[:, :words], is_there[:, :words]  # what characters say is left out
     summed = torch.stack([ratios[own[there]].sum(dim=0) for own, there in zip(places, is_there, strict=True)])
     expected = 0.5 * summed / is_there.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
+    made.told.fill_(1)
     torch.testing.assert_close(made(rows) - before, expected, atol=1e-4, rtol=1e-4)
     assert (expected.argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.55
     torch.testing.assert_close(made.train().score(rows), before, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_feature_weighs_by_what_it_tells_of_the_classes_and_one_that_tells_nothing_is_silent():
+    rows = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [4, 3, 3], [3, 4, 3], [3, 3, 4], [3, 3, 3], [0, 0, 0]]
+    counts = torch.tensor(rows).double()
+    told = informativeness(counts)
+    assert told[0] > 10 * told[3] > 100 * told[6]
+    assert told[6] < 1e-4
+    assert told[7] == 0
+    assert float((told * counts.sum(dim=1)).sum() / counts.sum()) == pytest.approx(1)
+    made, rows = Ngram(SCHEMA, **{**NGRAM, "naive_bayes": 1e-9}).eval(), tokens()
+    torch.nn.init.normal_(made.embedding.weight)
+    whole = made(rows)
+    made.told[made.words.num_buckets + 6] = 0
+    assert not torch.allclose(made(rows), whole, atol=1e-4)
+    changed = made(rows)
+    made.embedding.weight[made.words.num_buckets + 6] += 1
+    torch.testing.assert_close(made(rows), changed)
 
 
 def test_naive_bayes_of_too_many_classes_is_an_error_that_says_what_to_do():
