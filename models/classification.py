@@ -150,6 +150,28 @@ def confusion(rows: Classified) -> NDArray[np.int64]:
     return flat.reshape(num_classes, num_classes)
 
 
+def scored_by(baseline: Any, inputs: Any, target: NDArray[Any], *, num_classes: int) -> Classified:
+    """Score rows by a fitted classifier of scikit-learn: logits, or what it has that comes next to them.
+
+    Args:
+        baseline: fitted to numbers of classes, or, one model a class, to yes and no.
+        inputs: what it takes.
+        target: as in `Classified`, or floats of 0 and 1.
+        num_classes: of the data; a class that was not there to fit gets a score that is never the highest.
+    """
+    if hasattr(baseline, "predict_proba"):
+        probability = np.clip(np.asarray(baseline.predict_proba(inputs), np.float64), 1e-12, 1 - 1e-12)
+        score = np.log(probability) - (np.log1p(-probability) if target.ndim == 2 else 0.0)
+    else:
+        score = np.asarray(baseline.decision_function(inputs), np.float64)
+        score = np.stack([-score, score], axis=1) / 2 if score.ndim == 1 and num_classes == 2 else score
+    score = score.reshape(len(score), -1)
+    if target.ndim == 1 and score.shape[1] != num_classes:
+        score, fitted = np.full((len(score), num_classes), -30.0), score
+        score[:, np.asarray(baseline.classes_, np.int64)] = fitted
+    return Classified.of(score, target, np.arange(len(target)))
+
+
 BOOTSTRAPPED = {"accuracy": accuracy, "macro_f1": macro_f1, "nll": nll}
 
 

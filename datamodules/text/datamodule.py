@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from datamodules import labels as label
 from datamodules.columns import Column
 from datamodules.schema import Schema, require_columns
 from datamodules.sequences import SequenceLoader, Sequences, eval_batches, first_rows, on_device, train_batches
 from datamodules.sources import iter_batches, read_table
 from datamodules.splits import NAMES, parts_by_hash, require_training_rows, require_training_share
-from datamodules.text import labels as label
 from datamodules.texts import Texts, hashes, naming, texts_of
 from datamodules.tokenized import How, tokenized
 from datamodules.tokenizer import cut_notes, encode, tokenizer_of

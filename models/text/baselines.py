@@ -1,10 +1,8 @@
 """Classical baselines on raw texts, through scikit-learn: a vectorizer and a classifier, or what ignores the text."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from models.classification import Classified
+from models.classification import Classified, scored_by
 
 
 def majority() -> Pipeline:
@@ -61,23 +59,4 @@ def fit(baseline: Pipeline, texts: Iterable[str], target: Tensor) -> Pipeline:
 
 def scored(baseline: Pipeline, texts: Iterable[str], target: Tensor, *, num_classes: int) -> Classified:
     """Score rows by a fitted baseline: logits, or what it has that comes next to them."""
-    truth = target.cpu().numpy()
-    if hasattr(baseline, "predict_proba"):
-        probability = np.clip(np.asarray(baseline.predict_proba(list(texts)), np.float64), 1e-12, 1 - 1e-12)
-        score = np.log(probability) - (np.log1p(-probability) if truth.ndim == 2 else 0.0)
-    else:
-        score = np.asarray(baseline.decision_function(list(texts)), np.float64)
-        score = np.stack([-score, score], axis=1) / 2 if score.ndim == 1 and num_classes == 2 else score
-    return Classified.of(_spread(score, baseline, num_classes, truth), truth, np.arange(len(truth)))
-
-
-def _spread(
-    score: NDArray[np.float64], baseline: Pipeline, num_classes: int, truth: NDArray[Any]
-) -> NDArray[np.float64]:
-    """Scores of the classes that were there to fit, among all of them [rows, classes]."""
-    score = score.reshape(len(score), -1)
-    if truth.ndim == 2 or score.shape[1] == num_classes:
-        return score
-    whole = np.full((len(score), num_classes), -30.0)
-    whole[:, np.asarray(baseline.classes_, np.int64)] = score
-    return whole
+    return scored_by(baseline, list(texts), target.cpu().numpy(), num_classes=num_classes)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from models import classification, pruning
+from models import class_plots, classification, pruning
 from models.calibration import Temperature
 from models.classification import THRESHOLD, Classified
 from models.graph import Graph
@@ -249,7 +249,7 @@ class TextModule(LightningModule):
         if self.scored is None:
             return {}
         self.mistakes = report.mistakes(self.scored, self.classes, datamodule.texts["test"])
-        return report.figures(self.scored, self.classes)
+        return class_plots.figures(self.scored, self.classes)
 
     def write_summaries(self, writer: Any, step: int) -> None:
         """Write the last test's table of classes and its worst mistakes to TensorBoard."""

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 from hydra import compose, initialize_config_module
+from numpy.typing import NDArray
+from PIL import Image
 
 from train.evaluate import evaluate
 from train.predict import predict
@@ -21,19 +23,33 @@ TABLES = {
     "summarization": PAIRS,
     "text": ["data=text_table", "data.text=text", "data.label=label", "data.vocab_size=300"],
     "translation": PAIRS,
+    "vision": ["data=image_table", "data.image=picture", "data.label=label"],
 }
 
 
 def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
-    """A CSV of texts, their last two words, the label that the first word names, and an amount."""
+    """A CSV of texts, their last two words, the label that the first word names, an amount, and paths of pictures."""
     generator = np.random.default_rng(seed)
     words = generator.choice(["good", "bad", "new", "old", "big", "small"], (size, 6))
     label = (words[:, 0] == "bad").astype(int)
     texts = [" ".join(row) for row in words]
     titles = [" ".join(row[-2:]) for row in words]
-    table = pa.table({"amount": generator.normal(label, 1.0), "text": texts, "title": titles, "label": label})
+    amounts = generator.normal(label, 1.0)
+    pictures = write_pictures(
+        path.with_suffix(""), generator.integers(0, 128, (size, 8, 8, 3)) + 128 * label[:, None, None, None]
+    )
+    columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures}
+    table = pa.table(columns)
     pa.csv.write_csv(table, path)
     return table
+
+
+def write_pictures(folder: Path, pixels: NDArray[np.int64]) -> list[str]:
+    """Write pictures [N, H, W, 3]; return their paths from the folder's own."""
+    folder.mkdir()
+    for number, picture in enumerate(pixels.astype(np.uint8)):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return [f"{folder.name}/{number}.png" for number in range(len(pixels))]
 
 
 @pytest.mark.filterwarnings("ignore")

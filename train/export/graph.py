@@ -200,6 +200,7 @@ def extremes(raw: Arrays) -> Iterator[Arrays]:
     odd: dict[str, tuple[Any, ...]] = {
         "f": (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-38, 0.0),
         "i": (np.iinfo(np.int64).min, 0, 2**40, -(2**40)),
+        "u": (0, 255),
         "O": ("", "never seen", "é\u4e16\U0001f600", "x" * 1000, "0", "nan"),
     }
     for position in range(max(map(len, odd.values()))):

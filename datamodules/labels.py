@@ -1,4 +1,4 @@
-"""Labels of texts: one of several classes, or any number of them (multi-label).
+"""Labels of rows: one of several classes, or any number of them (multi-label).
 
 N rows, C classes.
 """

@@ -1,0 +1,241 @@
+"""Networks for pictures. Each takes uint8 [B, H, W, 3] of any size and returns logits [B, C].
+
+Shapes: B pictures, H x W pixels, C classes.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.pruning import Slice, Units
+
+SMOOTHEST = 1e-3  # of a patch's directions, those with a smaller share of the first one's variance are left out
+STEEPNESS = 1.7015  # what keeps a normal variable's variance through GELU (Brock et al., 2021, arXiv 2101.08692)
+
+
+class Pixels(nn.Module):
+    """Bytes to normalized floats [B, 3, h, w], resized to what the network was trained on.
+
+    Args:
+        schema: of the data.
+        size: of a side or height and width, of the result; None for that of the training pictures.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, schema: Mapping[str, Any], *, size: int | None = None) -> None:
+        super().__init__()
+        height, width = schema["image_size"]
+        self.size = (size, size) if size else (int(height), int(width))
+        self.register_buffer("mean", 255 * torch.tensor(schema["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(schema["std"]).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Resize bilinearly, with antialiasing, and normalize; the bytes' memory order stays (channels last)."""
+        pixels = image.permute(0, 3, 1, 2).to(self.mean.dtype)
+        if torch.compiler.is_exporting() or tuple(pixels.shape[2:]) != self.size:
+            pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        return (pixels - self.mean) / self.std
+
+
+class VisionNetwork(nn.Module):
+    """A network over pictures; `blocks` are its large parts.
+
+    Args:
+        schema: of the data.
+        size: that pictures are resized to; None for that of the training pictures.
+        flip_at_test: whether `forward` takes the mean of the logits of a picture and of its mirror image.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self, schema: Mapping[str, Any], *, size: int | None = None, flip_at_test: bool) -> None:
+        super().__init__()
+        self.pixels = Pixels(schema, size=size)
+        self.flip_at_test = flip_at_test
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [B, C] of normalized pixels [B, 3, h, w]."""
+        raise NotImplementedError
+
+    def units(self) -> list[Units]:
+        """What structured pruning may take out."""
+        raise ValueError("this network cannot be pruned: leave prune.ratio out")
+
+    def folded(self) -> "VisionNetwork":
+        """The network as it predicts, with what training alone needs computed away."""
+        return deepcopy(self).eval()
+
+    def score(self, image: Tensor) -> Tensor:
+        """Logits [B, C] in training."""
+        return self.logits(self.pixels(image))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, C] of pictures uint8 [B, H, W, 3]."""
+        pixels = self.pixels(image)
+        logits = self.logits(pixels)
+        return (logits + self.logits(pixels.flip(3))) / 2 if self.flip_at_test else logits
+
+
+class ScaledConv2d(nn.Conv2d):
+    """A convolution whose kernels have mean 0 and variance gain² / fan-in (scaled weight standardization).
+
+    It keeps activations normalized without looking at them: no statistics of a batch that ranks, gradient accumulation
+    and small batches would change (Brock et al., 2021, arXiv 2101.08692).
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__(inputs, outputs, size, padding=size // 2)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        self.gain = nn.Parameter(torch.ones(outputs))
+
+    def kernels(self) -> Tensor:
+        """The weights that are convolved with."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
+        fan_in = self.weight[0].numel()
+        return (self.weight - mean) * torch.rsqrt(variance * fan_in + 1e-4) * self.gain.view(-1, 1, 1, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Convolve [B, inputs, H, W]."""
+        return functional.conv2d(hidden, self.kernels(), self.bias, padding=self.padding)
+
+    def folded(self) -> nn.Conv2d:
+        """The same as a plain convolution."""
+        outputs, inputs, size, _ = self.weight.shape
+        plain = nn.Conv2d(inputs, outputs, size, padding=self.padding)  # type: ignore[arg-type]
+        plain.weight, plain.bias = nn.Parameter(self.kernels().detach()), self.bias
+        return plain
+
+
+def activated(hidden: Tensor) -> Tensor:
+    """GELU, scaled so that it keeps the variance."""
+    return functional.gelu(hidden, approximate="tanh") * STEEPNESS
+
+
+class Whitening(nn.Module):
+    """Patches along the principal directions of the training pictures', each with unit variance, and their negatives.
+
+    Fixed: what it would learn first is known (airbench, arXiv 2404.00498). Directions that hardly vary, as colours do
+    in grey pictures, are left out.
+    """
+
+    kernels: Tensor
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        super().__init__()
+        size = int(schema["patches"]["size"])
+        covariance = torch.tensor(schema["patches"]["covariance"], dtype=torch.float64)
+        variances, directions = torch.linalg.eigh(covariance)
+        kept = variances >= SMOOTHEST * variances.max()
+        # The sign of an eigenvector is the library's choice: with the negatives, its order is all that depends on it.
+        kernels = (directions[:, kept] / variances[kept].sqrt()).T.reshape(-1, 3, size, size)
+        self.register_buffer("kernels", torch.cat([kernels, -kernels]).float(), persistent=False)
+        self.channels = len(self.kernels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return [B, channels, H - 1, W - 1] of [B, 3, H, W]."""
+        return functional.conv2d(pixels, self.kernels)
+
+
+class Stage(nn.Module):
+    """Halve the picture, then add to it what two convolutions make of it.
+
+    Args:
+        inputs: channels.
+        width: channels of the result.
+        hidden: channels between the two.
+    """
+
+    def __init__(self, inputs: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.enter = ScaledConv2d(inputs, width, 3)
+        self.first = ScaledConv2d(width, hidden, 3)
+        self.second = ScaledConv2d(hidden, width, 3)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return [B, width, H / 2, W / 2], rounded up."""
+        hidden = activated(functional.max_pool2d(self.enter(hidden), 2, ceil_mode=True))
+        return hidden + activated(self.second(activated(self.first(hidden))))
+
+
+class ResNet9(VisionNetwork):
+    """A whitening layer, three stages and a linear layer; no batch statistics, so that ranks and batches are alike.
+
+    Args:
+        schema: of the data.
+        width_1: channels of the first stage; the others' follow.
+        width_2: the second's.
+        width_3: the third's.
+        flip_at_test: see `VisionNetwork`.
+        hidden_1: channels between the two convolutions of the first stage; None for `width_1`.
+        hidden_2: the second's.
+        hidden_3: the third's.
+    """
+
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        *,
+        width_1: int,
+        width_2: int,
+        width_3: int,
+        flip_at_test: bool,
+        hidden_1: int | None = None,
+        hidden_2: int | None = None,
+        hidden_3: int | None = None,
+    ) -> None:
+        super().__init__(schema, flip_at_test=flip_at_test)
+        self.whitening = Whitening(schema)
+        widths = (self.whitening.channels, width_1, width_2, width_3)
+        hidden = (hidden_1 or width_1, hidden_2 or width_2, hidden_3 or width_3)
+        self.blocks = nn.ModuleList(
+            Stage(inputs, width, between) for inputs, width, between in zip(widths, widths[1:], hidden, strict=False)
+        )
+        self.head = nn.Linear(width_3, len(schema["classes"]))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [B, C] of normalized pixels [B, 3, h, w]."""
+        hidden = activated(self.whitening(pixels))
+        for block in self.blocks:
+            hidden = block(hidden)
+        logits: Tensor = self.head(hidden.amax(dim=(2, 3)))
+        return logits
+
+    def folded(self) -> VisionNetwork:
+        """The network with plain convolutions."""
+        copied = deepcopy(self).eval()
+        for block in copied.blocks:
+            for name in ("enter", "first", "second"):
+                setattr(block, name, getattr(block, name).folded())
+        return copied
+
+    def units(self) -> list[Units]:
+        """Channels of each stage, which the sum ties together, and those between its two convolutions."""
+        found = []
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Stage)
+            name, number = f"blocks.{index}", index + 1
+            after = f"blocks.{index + 1}.enter" if number < len(self.blocks) else "head"
+            tied = (*_made(f"{name}.enter"), *_made(f"{name}.second"), _read(f"{name}.first"), _read(after))
+            between = (*_made(f"{name}.first"), _read(f"{name}.second"))
+            # Of a pruned network the two may differ; without this the one would follow the other.
+            found.append(Units(f"width_{number}", block.second.out_channels, tied))
+            found.append(Units(f"hidden_{number}", block.first.out_channels, between))
+        return found
+
+
+def _made(layer: str) -> tuple[Slice, ...]:
+    """Where a layer's output channels lie."""
+    return tuple(Slice(f"{layer}.{part}", 0) for part in ("weight", "bias", "gain"))
+
+
+def _read(layer: str) -> Slice:
+    """Where a layer's input channels lie."""
+    return Slice(f"{layer}.weight", 1)
