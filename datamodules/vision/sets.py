@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import pyarrow as pa
+import torchvision
 
 from datamodules.vision import idx
 from datamodules.vision.datamodule import Given, Options, VisionDataModule
@@ -78,8 +79,6 @@ class TorchvisionSet(VisionDataModule):
         return self.name in IDX and idx.is_there(Path(self.path).expanduser())
 
     def _published(self, split: str) -> Given:
-        import torchvision
-
         classes = getattr(torchvision.datasets, self.name).classes
         images, targets = idx.read(Path(self.path).expanduser(), split)
         labels = pa.array([str(classes[target]) for target in targets], pa.large_string())
@@ -99,8 +98,6 @@ class TorchvisionSet(VisionDataModule):
         return SPLITS[self.name][split]
 
     def _get(self, arguments: Arguments, *, download: bool) -> Any:
-        import torchvision
-
         kind = getattr(torchvision.datasets, self.name)
         options = {"download": download} if self.name != "USPS" or download else {}
         try:

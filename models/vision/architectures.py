@@ -6,6 +6,7 @@ from annotated_types import Gt
 
 from models.vision.module import Schema, Training, VisionModule
 from models.vision.networks import ResNet9
+from models.vision.pretrained import Torchvision
 
 Count = Annotated[int, Gt(0)]
 
@@ -35,6 +36,26 @@ class VisionResNet9(VisionModule):
             hidden_1=hidden_1,
             hidden_2=hidden_2,
             hidden_3=hidden_3,
+        )
+        super().__init__(schema, network, **training)
+        self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them
+
+
+class VisionTorchvision(VisionModule):
+    """A classifier of torchvision, with published weights or from scratch, without batch statistics."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        architecture: str,
+        weights: str | None,
+        input_size: Count | None,
+        flip_at_test: bool,
+        **training: Unpack[Training],
+    ) -> None:
+        network = Torchvision(
+            schema, architecture=architecture, weights=weights, input_size=input_size, flip_at_test=flip_at_test
         )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them

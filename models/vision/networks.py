@@ -3,8 +3,9 @@
 Shapes: B pictures, H x W pixels, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from models.pruning import Slice, Units
 
 SMOOTHEST = 1e-3  # of a patch's directions, those with a smaller share of the first one's variance are left out
 STEEPNESS = 1.7015  # what keeps a normal variable's variance through GELU (Brock et al., 2021, arXiv 2101.08692)
+
+gelu = partial(functional.gelu, approximate="tanh")
 
 
 class Pixels(nn.Module):
@@ -32,8 +35,12 @@ class Pixels(nn.Module):
         super().__init__()
         height, width = schema["image_size"]
         self.size = (size, size) if size else (int(height), int(width))
-        self.register_buffer("mean", 255 * torch.tensor(schema["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(schema["std"]).view(3, 1, 1), persistent=False)
+        self.normalize(schema["mean"], schema["std"])
+
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take mean and spread of each channel, in shares of 255."""
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, 255 * torch.tensor(list(values)).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize bilinearly, with antialiasing, and normalize; the bytes' memory order stays (channels last)."""
@@ -52,7 +59,7 @@ class VisionNetwork(nn.Module):
         flip_at_test: whether `forward` takes the mean of the logits of a picture and of its mirror image.
     """
 
-    blocks: nn.ModuleList
+    blocks: Iterable[nn.Module]
 
     def __init__(self, schema: Mapping[str, Any], *, size: int | None = None, flip_at_test: bool) -> None:
         super().__init__()
@@ -83,7 +90,7 @@ class VisionNetwork(nn.Module):
 
 
 class ScaledConv2d(nn.Conv2d):
-    """A convolution whose kernels have mean 0 and variance gain² / fan-in (scaled weight standardization).
+    """A convolution of what GELU gives, its kernels of mean 0 and of one variance (scaled weight standardization).
 
     It keeps activations normalized without looking at them: no statistics of a batch that ranks, gradient accumulation
     and small batches would change (Brock et al., 2021, arXiv 2101.08692).
@@ -98,7 +105,8 @@ class ScaledConv2d(nn.Conv2d):
         """The weights that are convolved with."""
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
         fan_in = self.weight[0].numel()
-        return (self.weight - mean) * torch.rsqrt(variance * fan_in + 1e-4) * self.gain.view(-1, 1, 1, 1)
+        scale = STEEPNESS * torch.rsqrt(variance * fan_in + 1e-4) * self.gain.view(-1, 1, 1, 1)
+        return (self.weight - mean) * scale
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Convolve [B, inputs, H, W]."""
@@ -110,11 +118,6 @@ class ScaledConv2d(nn.Conv2d):
         plain = nn.Conv2d(inputs, outputs, size, padding=self.padding)  # type: ignore[arg-type]
         plain.weight, plain.bias = nn.Parameter(self.kernels().detach()), self.bias
         return plain
-
-
-def activated(hidden: Tensor) -> Tensor:
-    """GELU, scaled so that it keeps the variance."""
-    return functional.gelu(hidden, approximate="tanh") * STEEPNESS
 
 
 class Whitening(nn.Module):
@@ -132,9 +135,9 @@ class Whitening(nn.Module):
         covariance = torch.tensor(schema["patches"]["covariance"], dtype=torch.float64)
         variances, directions = torch.linalg.eigh(covariance)
         kept = variances >= SMOOTHEST * variances.max()
-        # The sign of an eigenvector is the library's choice: with the negatives, its order is all that depends on it.
         kernels = (directions[:, kept] / variances[kept].sqrt()).T.reshape(-1, 3, size, size)
-        self.register_buffer("kernels", torch.cat([kernels, -kernels]).float(), persistent=False)
+        # Kept in checkpoints: which sign an eigenvector has is the choice of the machine's library.
+        self.register_buffer("kernels", torch.cat([kernels, -kernels]).float())
         self.channels = len(self.kernels)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -159,8 +162,8 @@ class Stage(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return [B, width, H / 2, W / 2], rounded up."""
-        hidden = activated(functional.max_pool2d(self.enter(hidden), 2, ceil_mode=True))
-        return hidden + activated(self.second(activated(self.first(hidden))))
+        hidden = gelu(functional.max_pool2d(self.enter(hidden), 2, ceil_mode=True))
+        return hidden + gelu(self.second(gelu(self.first(hidden))))
 
 
 class ResNet9(VisionNetwork):
@@ -193,7 +196,7 @@ class ResNet9(VisionNetwork):
         self.whitening = Whitening(schema)
         widths = (self.whitening.channels, width_1, width_2, width_3)
         hidden = (hidden_1 or width_1, hidden_2 or width_2, hidden_3 or width_3)
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[nn.Module] = nn.ModuleList(  # type: ignore[assignment]
             Stage(inputs, width, between) for inputs, width, between in zip(widths, widths[1:], hidden, strict=False)
         )
         self.head = nn.Linear(width_3, len(schema["classes"]))
@@ -202,7 +205,7 @@ class ResNet9(VisionNetwork):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits [B, C] of normalized pixels [B, 3, h, w]."""
-        hidden = activated(self.whitening(pixels))
+        hidden = gelu(self.whitening(pixels))
         for block in self.blocks:
             hidden = block(hidden)
         logits: Tensor = self.head(hidden.amax(dim=(2, 3)))
