@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from datamodules.columns import Column, is_text
+from datamodules.csv_files import suffix_of
 from datamodules.images import SUFFIXES
 from datamodules.schema import require_columns
-from datamodules.sources import fingerprint, place_of
+from datamodules.sources import KINDS, fingerprint, place_of
 from datamodules.texts import naming, require_utf8
 from datamodules.vision.decoded import Source
 
@@ -45,7 +46,8 @@ class Files:
         def read(place: int) -> bytes:
             return read_bytes(self.filesystem, f"{self.root}/{names[place]}")
 
-        return Source(where, names, read, [[name, *self.images[name]] for name in names])
+        # With the folder: archives are unpacked with their times, so that other files may have the same.
+        return Source(where, names, read, [self.root, [[name, *self.images[name]] for name in names]])
 
 
 def read_bytes(filesystem: pa.fs.FileSystem, path: str) -> bytes:
@@ -133,7 +135,7 @@ def of_column(uri: str, table: pa.Table, raw: Mapping[str, Any], notes: list[str
 
 def _of_paths(uri: str, paths: list[str], root: str | None, notes: list[str], rows: Sequence[int]) -> Source:
     """Files that a table names, by paths that start from `root`, or from the table's own folder."""
-    start = root.rstrip("/") if root else uri.rstrip("/").rpartition("/")[0] if "/" in uri.rstrip("/") else "."
+    start = root.rstrip("/") if root else folder_of(uri)
     whole = [path if "://" in path or os.path.isabs(path) else f"{start}/{path}" for path in paths]
     places = [place_of(path, "a path, or s3://bucket/key") for path in whole]
     versions: list[list[Any]] = []
@@ -153,6 +155,12 @@ def _of_paths(uri: str, paths: list[str], root: str | None, notes: list[str], ro
 
     names = [f"row {row}, {path}" for row, path in zip(rows, paths, strict=True)]
     return Source(uri, names, read, versions)
+
+
+def folder_of(uri: str) -> str:
+    """The folder that a table lies in; of a folder of tables, itself."""
+    whole = uri.rstrip("/")
+    return posixpath.dirname(whole) or "." if suffix_of(whole) in KINDS else whole
 
 
 def _listing(filesystem: pa.fs.FileSystem, folder: str) -> dict[str, list[int]]:

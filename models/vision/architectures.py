@@ -2,7 +2,7 @@
 
 from typing import Annotated, Unpack
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from models.vision.module import Schema, Training, VisionModule
 from models.vision.networks import ResNet9
@@ -21,6 +21,7 @@ class VisionResNet9(VisionModule):
         width_1: Count,
         width_2: Count,
         width_3: Count,
+        input_size: Annotated[int, Ge(4)] | None,
         flip_at_test: bool,
         hidden_1: Count | None = None,
         hidden_2: Count | None = None,
@@ -32,6 +33,7 @@ class VisionResNet9(VisionModule):
             width_1=width_1,
             width_2=width_2,
             width_3=width_3,
+            input_size=input_size,
             flip_at_test=flip_at_test,
             hidden_1=hidden_1,
             hidden_2=hidden_2,
@@ -50,7 +52,7 @@ class VisionTorchvision(VisionModule):
         *,
         architecture: str,
         weights: str | None,
-        input_size: Count | None,
+        input_size: Annotated[int, Ge(4)] | None,
         flip_at_test: bool,
         **training: Unpack[Training],
     ) -> None:

@@ -174,6 +174,7 @@ class ResNet9(VisionNetwork):
         width_1: channels of the first stage; the others' follow.
         width_2: the second's.
         width_3: the third's.
+        input_size: side that pictures are resized to; None for that of the training pictures.
         flip_at_test: see `VisionNetwork`.
         hidden_1: channels between the two convolutions of the first stage; None for `width_1`.
         hidden_2: the second's.
@@ -187,12 +188,13 @@ class ResNet9(VisionNetwork):
         width_1: int,
         width_2: int,
         width_3: int,
+        input_size: int | None,
         flip_at_test: bool,
         hidden_1: int | None = None,
         hidden_2: int | None = None,
         hidden_3: int | None = None,
     ) -> None:
-        super().__init__(schema, flip_at_test=flip_at_test)
+        super().__init__(schema, size=input_size, flip_at_test=flip_at_test)
         self.whitening = Whitening(schema)
         widths = (self.whitening.channels, width_1, width_2, width_3)
         hidden = (hidden_1 or width_1, hidden_2 or width_2, hidden_3 or width_3)

@@ -1,6 +1,5 @@
 """Pictures are decoded once, split by a hash of their pixels and batched by index; what is wrong with them is told."""
 
-import gzip
 import json
 import logging
 import re
@@ -15,10 +14,8 @@ import torch
 from PIL import Image
 
 from datamodules.vision import decoded as decoding
-from datamodules.vision import sets
 from datamodules.vision.digits import Digits
 from datamodules.vision.folder import ImageFolder
-from datamodules.vision.sets import TorchvisionSet
 from datamodules.vision.table import ImageTable
 
 OPTIONS = {
@@ -450,66 +447,3 @@ def test_a_class_that_training_lacks_is_left_out_and_counted(folder):
         known = "fox" in module.schema["classes"]
         assert bool(noted(module, r"have a label that training has not \('fox'\)")) is not known
         assert sum(sizes(module).values()) == NUM + known
-
-
-# torchvision
-
-
-def write_idx(folder, *, gz=True, labels=None):
-    for prefix, num in (("train", 60), ("t10k", 20)):
-        images, targets = pixels(num, size=(7, 7))[..., 0], np.arange(num, dtype=np.uint8) % 3
-        targets = targets if labels is None else targets[:labels]
-        for kind, values in (("images-idx3", images), ("labels-idx1", targets)):
-            head = bytes((0, 0, 8, values.ndim)) + np.array(values.shape, ">u4").tobytes()
-            body = head + values.tobytes()
-            name = f"{prefix}-{kind}-ubyte"
-            (folder / (f"{name}.gz" if gz else name)).write_bytes(gzip.compress(body) if gz else body)
-
-
-def of_set(name, path, **changed):
-    return ready(TorchvisionSet, name=name, path=str(path), download=False, **changed)
-
-
-@pytest.mark.parametrize("gz", [True, False])
-def test_published_idx_files_are_read(tmp_path, gz):
-    write_idx(tmp_path, gz=gz)
-    module = of_set("FashionMNIST", tmp_path)
-    assert sizes(module)["test"] == 20
-    assert sizes(module)["train"] + sizes(module)["val"] == 60
-    assert module.schema["classes"] == ["Pullover", "T-shirt/top", "Trouser"]
-    assert module.schema["image_size"] == [7, 7]
-
-
-def test_torn_idx_files_are_named(tmp_path):
-    write_idx(tmp_path, labels=10)
-    with pytest.raises(ValueError, match="60 train images of 2 sides, 10 labels"):
-        of_set("MNIST", tmp_path)
-    path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte.gz cannot be read"):
-        of_set("MNIST", tmp_path)
-    path.write_bytes(gzip.compress(b"no idx"))
-    with pytest.raises(ValueError, match="is no whole idx file"):
-        of_set("MNIST", tmp_path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="no such file: .*train-images-idx3-ubyte, nor with .gz"):
-        of_set("MNIST", tmp_path)
-
-
-def test_torchvision_reads_its_own_local_copy(tmp_path):
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    write_idx(tmp_path / "MNIST" / "raw", gz=False)
-    module = of_set("MNIST", tmp_path, image_size=14)
-    assert sizes(module)["test"] == 20
-    assert module.schema["classes"] == ["0 - zero", "1 - one", "2 - two"]
-    assert module.schema["image_size"] == [14, 14]
-    with pytest.raises(ValueError, match="CIFAR10 is not at .*: give the folder that holds it.*download=true"):
-        of_set("CIFAR10", tmp_path)
-
-
-def test_every_set_is_one_of_torchvision():
-    import torchvision
-
-    for name in sets.SPLITS:
-        assert hasattr(torchvision.datasets, name)
-    assert set(sets.Name.__args__) == set(sets.SPLITS)

@@ -24,7 +24,7 @@ SCHEMA = {
     "patches": {"size": 2, "covariance": torch.eye(12).tolist()},
     "target": {"name": "label"},
 }
-WIDTHS = {"width_1": 16, "width_2": 16, "width_3": 24, "flip_at_test": False}
+WIDTHS = {"width_1": 16, "width_2": 16, "width_3": 24, "input_size": None, "flip_at_test": False}
 TRAINING = {
     "lr": 1e-3,
     "weight_decay": 0.0,

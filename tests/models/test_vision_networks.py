@@ -19,7 +19,7 @@ SCHEMA = {
     "patches": {"size": 2, "covariance": COVARIANCE.tolist()},
     "target": {"name": "label"},
 }
-WIDTHS = {"width_1": 8, "width_2": 16, "width_3": 16}
+WIDTHS = {"width_1": 8, "width_2": 16, "width_3": 16, "input_size": None}
 
 
 def images(num=6, height=12, width=10):
@@ -78,7 +78,7 @@ def test_kernels_have_mean_zero_and_one_variance_whatever_their_scale():
 
 @torch.no_grad()
 def test_activations_keep_their_scale_through_the_stages():
-    network = ResNet9(SCHEMA, **{name: 64 for name in WIDTHS}, flip_at_test=False)
+    network = ResNet9(SCHEMA, width_1=64, width_2=64, width_3=64, input_size=None, flip_at_test=False)
     hidden = network.whitening(network.pixels(images(64)))
     scales = []
     for block in network.blocks:
