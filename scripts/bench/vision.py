@@ -49,7 +49,7 @@ SETS = {
     ],
 }
 RECIPES = {
-    "fashion": ["trainer.max_epochs=10"],
+    "fashion": ["trainer.max_epochs=8", "data.batch_size=64", "data.translate=1"],
     "cifar10": ["trainer.max_epochs=12"],
 }
 

@@ -243,3 +243,9 @@ def test_a_missing_number_or_another_shape_is_refused(model: onnx.ModelProto, tm
         difference(model, tmp_path, without_numbers)  # only rows that no real ones are like
     with pytest.raises(errors.GateError, match=r"gives \(1,\) where torch gives \(1, 1\)"):
         difference(model, tmp_path, transposed)
+
+
+def test_extreme_rows_of_bytes_are_black_and_white() -> None:
+    batches = [batch["image"] for batch in graph.extremes({"image": np.full((3, 2, 2, 3), 7, np.uint8)})]
+    assert {batch.dtype for batch in batches} == {np.dtype(np.uint8)}
+    assert {int(value) for batch in batches for value in np.unique(batch)} == {0, 7, 255}
