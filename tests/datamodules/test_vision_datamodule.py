@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs
 import pyarrow.parquet
 import pytest
 import torch
@@ -179,6 +180,19 @@ def test_paths_start_from_the_root_that_is_given_or_are_whole(folder, tmp_path):
     where = tmp_path / "elsewhere" / "t.csv"
     module = of_table(pa.table({"image": paths, "label": labels}), where, image_root=str(folder))
     assert content(module) == EXPECTED
+
+
+def test_folders_and_tables_on_s3(tmp_path, monkeypatch):
+    class_folder(tmp_path / "bucket" / "set")
+    bucket = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
+    monkeypatch.setattr("datamodules.sources.s3_filesystem", lambda: bucket)
+    labels = [CLASSES[number % 3] for number in range(NUM)]
+    paths = [f"set/{label}/{number}.png" for number, label in enumerate(labels)]
+    paths[0] = f"s3://bucket/{paths[0]}"
+    pa.csv.write_csv(pa.table({"image": paths, "label": labels}), tmp_path / "bucket" / "t.csv")
+    assert content(of_folder("s3://bucket/set")) == EXPECTED
+    assert content(ready(ImageTable, path="s3://bucket/t.csv", **TABLE)) == EXPECTED
+    assert content(ready(ImageTable, path="s3://bucket/t.csv", **{**TABLE, "image_root": "s3://bucket"})) == EXPECTED
 
 
 def test_splits_by_a_column_and_by_files(tmp_path):
