@@ -1,9 +1,12 @@
 """Plots and tables of a classifier of any number of classes: calibration, classes, confusions."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from models import classification, plots
+from models import classification, markdown, plots
 from models.classification import Classified
 
 MOST_CLASSES = 40  # of a picture
@@ -17,13 +20,23 @@ def figures(rows: Classified, classes: list[str]) -> dict[str, Figure]:
     return found
 
 
-def class_table(rows: Classified, classes: list[str]) -> str:
-    """Return rows, precision, recall and F1 of each class as Markdown."""
-    names = ("rows", "precision", "recall", "f1")
-    lines = ["class | " + " | ".join(names), "|".join(["---"] * (len(names) + 1))]
-    for name, values in classification.per_class(rows, classes).items():
-        lines.append(f"{name} | {values['rows']:,.0f} | " + " | ".join(f"{values[key]:.4f}" for key in names[1:]))
-    return "\n".join(lines)
+def write_tables(
+    rows: Classified, classes: list[str], wrong: Sequence[tuple[str, str, float, str]], writer: Any, step: int
+) -> None:
+    """Write to TensorBoard each class's precision, recall and F1, and mistakes: true, predicted, confidence, what."""
+    writer.add_text("test/classes", _class_table(rows, classes), step)
+    told = [(true, found, f"{confidence:.3f}", what) for true, found, confidence, what in wrong]
+    table = markdown.table(("true", "predicted", "confidence", "what"), told)
+    writer.add_text("test/worst_mistakes", table, step)
+
+
+def _class_table(rows: Classified, classes: list[str]) -> str:
+    names = ("precision", "recall", "f1")
+    by_class = [
+        (name, f"{values['rows']:,.0f}", *(f"{values[key]:.4f}" for key in names))
+        for name, values in classification.per_class(rows, classes).items()
+    ]
+    return markdown.table(("class", "rows", *names), by_class)
 
 
 def _reliability(rows: Classified) -> Figure:

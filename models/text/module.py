@@ -254,7 +254,7 @@ class TextModule(LightningModule):
     def write_summaries(self, writer: Any, step: int) -> None:
         """Write the last test's table of classes and its worst mistakes to TensorBoard."""
         if self.scored is not None:
-            report.write_summaries(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
+            class_plots.write_tables(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
         """Fit a scikit-learn classifier of texts on the training rows; return its test metrics, made as the network's.

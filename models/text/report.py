@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from models import classification, markdown
-from models.class_plots import MOST_CLASSES, class_table
+from models import classification
+from models.class_plots import MOST_CLASSES
 from models.classification import Classified
 
 MOST_MISTAKES = 20
@@ -55,16 +55,6 @@ def mistakes(rows: Classified, classes: list[str], texts: Sequence[Any]) -> list
         true, found = (_names(part[place], classes) for part in (rows.target, rows.found))
         told.append((true, found, float(rows.score[place].max()), shown))
     return told
-
-
-def write_summaries(
-    rows: Classified, classes: list[str], wrong: Sequence[tuple[str, str, float, str]], writer: Any, step: int
-) -> None:
-    """Write the table of classes and the worst mistakes to TensorBoard."""
-    writer.add_text("test/classes", class_table(rows, classes), step)
-    told = [(true, found, f"{confidence:.3f}", text) for true, found, confidence, text in wrong]
-    header = ("true", "predicted", "confidence", "text")
-    writer.add_text("test/worst_mistakes", markdown.table(header, told), step)
 
 
 def _names(value: Any, classes: list[str]) -> str:

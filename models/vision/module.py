@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
-from models import classification, pruning
+from models import class_plots, classification, pruning
 from models.calibration import Temperature
 from models.classification import Classified
 from models.graph import Graph
@@ -236,7 +236,7 @@ class VisionModule(LightningModule):
     def write_summaries(self, writer: Any, step: int) -> None:
         """Write the last test's table of classes and its worst mistakes to TensorBoard."""
         if self.scored is not None:
-            report.write_summaries(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
+            class_plots.write_tables(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
         """Fit a scikit-learn classifier of pictures on the training rows; return its test metrics, as the network's.

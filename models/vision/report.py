@@ -83,15 +83,6 @@ def mistakes(rows: Classified, classes: list[str], names: Sequence[Any]) -> list
     ]
 
 
-def write_summaries(rows: Classified, classes: list[str], wrong: Sequence[Mistake], writer: Any, step: int) -> None:
-    """Write the table of classes and the worst mistakes to TensorBoard."""
-    writer.add_text("test/classes", class_plots.class_table(rows, classes), step)
-    table = ["true | predicted | confidence | image", "---|---|---|---"]
-    for true, found, confidence, name in wrong:
-        table.append(f"{true} | {found} | {confidence:.3f} | {name.replace('|', chr(92) + '|')}")
-    writer.add_text("test/worst_mistakes", "\n".join(table), step)
-
-
 def _grid(title: str, rows: Classified, classes: list[str], images: Tensor, places: NDArray[np.int64]) -> Figure:
     """Pictures with what was predicted and how sure, and beneath a wrong one what it is."""
     num_lines = max(1, -(-len(places) // COLUMNS))
