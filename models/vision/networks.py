@@ -202,7 +202,8 @@ class ResNet9(VisionNetwork):
             Stage(inputs, width, between) for inputs, width, between in zip(widths, widths[1:], hidden, strict=False)
         )
         self.head = nn.Linear(width_3, len(schema["classes"]))
-        nn.init.zeros_(self.head.weight)
+        # Not at zero: gradients of the stages would begin at nothing, and rounding would decide where they go.
+        nn.init.normal_(self.head.weight, std=0.1 * width_3**-0.5)
         nn.init.zeros_(self.head.bias)
 
     def logits(self, pixels: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ SETS = {
     ],
 }
 RECIPES = {
-    "fashion": ["trainer.max_epochs=8", "data.batch_size=64", "data.translate=1"],
-    "cifar10": ["trainer.max_epochs=12"],
+    "fashion": ["trainer.max_epochs=9", "data.batch_size=64", "data.translate=1"],
+    "cifar10": ["trainer.max_epochs=14", "data.batch_size=64"],
 }
 
 
