@@ -25,7 +25,6 @@ SMALL = {
 
 # Further networks of an experiment whose training on several ranks is no other network's.
 NETWORKS = {
-    "text-transformer": ["experiment=text", *SMALL["text"], "model=transformer", "model.width=32"],
     "vision-torchvision": [
         *("experiment=vision", "model=torchvision", "model.architecture=mobilenet_v3_small", "model.input_size=32"),
         *("data.mixup=0.2", "data.cutmix=1.0"),
