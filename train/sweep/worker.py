@@ -134,9 +134,9 @@ class Worker:
 
     def _is_for_all(self, error: Exception) -> bool:
         """Whether every other trial would fail in the same way: no disk, no database, no data, no such metric."""
-        if isinstance(error, DataError | ConfigError):
-            return not trial.can_read(self.plan.trial_config({}, "none"))
-        return isinstance(error, StorageError | UnknownMetricError)
+        if isinstance(error, StorageError | UnknownMetricError):
+            return True
+        return isinstance(error, DataError | ConfigError) and not trial.can_read(self.plan.trial_config({}, "none"))
 
     def _is_time_up(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
