@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.dropout import RowDropout
+from models.fused import FusedUpdate
 
 Schedule = Literal["constant", "cosine"]
 Batch = Mapping[str, Any]
@@ -105,6 +106,7 @@ class Steps:
         seed: int,
     ) -> None:
         self.module, self.optimizer, self.clip, self.schedule, self.seed = module, optimizer, clip, schedule, seed
+        self.update = FusedUpdate(optimizer)
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         pairs = [] if average is None else zip(average.parameters(), network.parameters(), strict=True)
         self.averages: list[Tensor] = [mean for mean, trained in pairs if trained.requires_grad]
@@ -196,7 +198,7 @@ class Steps:
         rate = self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        self.optimizer.step()
+        self.update()
         for parameter in self.parameters:  # Optimizer.zero_grad takes 30 microseconds for the same
             parameter.grad = None
         if self.averages:
