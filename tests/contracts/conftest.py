@@ -14,7 +14,7 @@ SMALL = {
         *("data.packages=[stdlib]", "data.pairs_per_package=400", "data.vocab_size=500", "data.batch_tokens=1024"),
         *("data.max_source_length=48", "data.max_target_length=16", "model.width=32", "model.num_heads=2"),
     ],
-    "text": ["data.docstrings_per_package=60"],
+    "text": ["data.docstrings_per_package=60", "model.num_buckets=8192"],
     "translation": [
         *("data.num_pairs=1000", "data.vocab_size=500", "data.max_target_length=16", "model.width=32"),
         "model.num_heads=2",
