@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from models.dropout import RowDropout
 from models.pruning import Slice, Units
-from models.text.naive_bayes import informativeness, log_ratios
+from models.text.linear import Opinion
+from models.text.naive_bayes import informativeness
 from models.text.words import STEMS, Words
 from models.transformer import AttentionPooling, EncoderBlock, attended, rotation
 
 POOLS = 4  # heads of the pooling, which pruning leaves alone
-MOST_RATIOS = 2**28  # numbers of naive Bayes: a gigabyte
+MOST_LINEAR = 2**28  # numbers of the logistic regression: a gigabyte
 
 
 class TextNetwork(nn.Module):
@@ -126,9 +127,10 @@ class Ngram(TextNetwork):
     the root of their number, and mapped to the classes. Vectors begin at zero, so that what training has not seen says
     nothing.
 
-    Naive Bayes, counted before training, weighs each vector by what its feature tells of the classes. And when the
-    network predicts, the log ratios of all but characters are added to its logits. Training does not see them: two
-    opinions that were formed apart err apart, and their sum is better than either.
+    What is counted before training weighs each vector by what its feature tells of the classes. And when the network
+    predicts, the logits of a logistic regression of all features but characters are added to its own
+    (`models.text.linear`). Training does not see them: two opinions that were formed apart err apart, and their sum is
+    better than either.
 
     Args:
         schema: of the data.
@@ -137,11 +139,13 @@ class Ngram(TextNetwork):
         longest: words of the longest n-gram.
         dropout: of the sum of the vectors.
         token_dropout: share of n-grams that are dropped in training.
-        naive_bayes: times the log ratios of naive Bayes is what is added to the logits; 0 for nothing, all weights 1.
+        linear: times the logits of the regression is what is added; 0 for nothing, and all weights 1.
     """
 
     has_begun: Tensor
-    ratios: Tensor
+    table: Tensor
+    bias: Tensor
+    rarity: Tensor
     told: Tensor
 
     def __init__(
@@ -153,24 +157,26 @@ class Ngram(TextNetwork):
         longest: int,
         dropout: float,
         token_dropout: float,
-        naive_bayes: float,
+        linear: float,
     ) -> None:
         super().__init__(schema)
         self.words = Words(schema, num_buckets=num_buckets, longest=longest)
         self.num_features, num_classes = num_buckets + self.vocab_size, len(schema["classes"])
-        if naive_bayes and self.num_features * num_classes > MOST_RATIOS:
+        if linear and self.num_features * num_classes > MOST_LINEAR:
             raise ValueError(
-                f"naive_bayes keeps a number for each class of each bucket, at most {MOST_RATIOS:,}; got "
-                f"num_buckets={num_buckets} and {num_classes} classes: set naive_bayes=0 or take fewer buckets"
+                f"linear keeps a number for each class of each bucket, at most {MOST_LINEAR:,}; got "
+                f"num_buckets={num_buckets} and {num_classes} classes: set linear=0 or take fewer buckets"
             )
         self.embedding = nn.Embedding(self.num_features, width)
         nn.init.zeros_(self.embedding.weight)
         self.token_dropout, self.dropout = RowDropout(token_dropout), RowDropout(dropout)
         self.head = prior_head(schema, width)
         nn.init.orthogonal_(self.head.weight)
-        self.naive_bayes = naive_bayes
-        self.register_buffer("ratios", torch.zeros(self.num_features if naive_bayes else 0, num_classes))
-        self.register_buffer("told", torch.ones(self.num_features if naive_bayes else 0))
+        self.linear, size = linear, self.num_features if linear else 0
+        self.register_buffer("table", torch.zeros(size, num_classes))
+        self.register_buffer("bias", torch.zeros(num_classes if linear else 0))
+        self.register_buffer("rarity", torch.ones(size))
+        self.register_buffer("told", torch.ones(size))
         self.register_buffer("has_begun", torch.tensor(False))
         self.blocks = nn.ModuleList()
 
@@ -179,12 +185,16 @@ class Ngram(TextNetwork):
         tokens = self.lengthened(tokens)
         places, is_there = self.features(tokens)
         present = is_there.to(self.embedding.weight.dtype)
-        weight = self.token_dropout(present * self.told[places] if self.naive_bayes else present)
+        weight = self.token_dropout(present * self.told[places] if self.linear else present)
         logits: Tensor = self.head(self.dropout(bag(self.embedding.weight, places, tempered(weight))))
-        if self.naive_bayes and not self.training:
-            words = tokens.shape[1] * (self.words.longest + len(STEMS) + 1)
-            logits = logits + self.naive_bayes * bag(self.ratios, places[:, :words], tempered(present[:, :words]))
-        return logits
+        return logits + self.linear * self._regression(tokens) if self.linear and not self.training else logits
+
+    def _regression(self, tokens: Tensor) -> Tensor:
+        """The logits [B, C] of the logistic regression."""
+        places, is_there = self.words_only(tokens)
+        rarity = is_there * self.rarity[places]
+        weight = rarity / (rarity * self.rarity[places]).sum(dim=1, keepdim=True).clamp_min(1e-9).sqrt()
+        return bag(self.table, places, weight) + self.bias
 
     def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of a row's features among the vectors, int64 [B, N], and which of those hold one.
@@ -197,11 +207,19 @@ class Ngram(TextNetwork):
         places = torch.cat([words, tokens + self.words.num_buckets, characters], dim=1)
         return places, torch.cat([is_word, is_token, is_character], dim=1)
 
+    def words_only(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without those of characters."""
+        places, is_there = self.features(tokens)
+        num_words = tokens.shape[1] * (self.words.longest + len(STEMS) + 1)
+        return places[:, :num_words], is_there[:, :num_words]
+
     @torch.no_grad()
-    def begin(self, counts: Tensor) -> None:
-        """Take the log ratios of features counted by class in the training rows, [features, C]."""
-        self.ratios.copy_(log_ratios(counts))
+    def begin(self, counts: Tensor, opinion: Opinion) -> None:
+        """Take features counted by class in the training rows, [features, C], and what the regression says of them."""
         self.told.copy_(informativeness(counts))
+        self.table.copy_(opinion.table)
+        self.bias.copy_(opinion.bias)
+        self.rarity.copy_(opinion.rarity)
         self.has_begun.fill_(True)
 
     def units(self) -> list[Units]:

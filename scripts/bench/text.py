@@ -35,7 +35,7 @@ SETS = {
 RECIPES: dict[tuple[str, str], list[str]] = {
     ("agnews", "ngram"): ["trainer.max_epochs=4"],
     ("agnews", "transformer"): ["trainer.max_epochs=6"],
-    ("sst2", "ngram"): ["trainer.max_epochs=2", "model.longest=3"],
+    ("sst2", "ngram"): ["trainer.max_epochs=2", "model.longest=3", "model.linear=2"],
     ("sst2", "transformer"): ["trainer.max_epochs=3"],
 }
 BASELINES = {

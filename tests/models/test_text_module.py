@@ -36,7 +36,7 @@ NGRAM = {
     "longest": 3,
     "dropout": 0.1,
     "token_dropout": 0.1,
-    "naive_bayes": 0.5,
+    "linear": 0.5,
 }
 TRAINING = {
     "lr": 1e-3,

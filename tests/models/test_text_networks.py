@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch
 from models.calibration import Temperature
 from models.pruning import prune
 from models.text.export import graph_of
-from models.text.naive_bayes import counts_of, informativeness, log_ratios
+from models.text.linear import fitted, rows_of
+from models.text.naive_bayes import counts_of, informativeness
 from models.text.networks import Ngram, Transformer
-from models.text.words import STEMS, Words
+from models.text.words import Words
 from train.export import graph as graphs
 
 PIECES = ["<pad>", "<unk>", "\u2581the", "\u2581The", "\u2581th", "e", "\u2581cat", "s", ".", "\u2581", "T", "he"]
@@ -37,7 +39,7 @@ NGRAM = {
     "longest": 3,
     "dropout": 0.1,
     "token_dropout": 0.1,
-    "naive_bayes": 0.5,
+    "linear": 0.5,
 }
 
 
@@ -202,29 +204,58 @@ def test_words_share_the_buckets_of_their_first_characters():
     assert len(set(whole.tolist())) == 4
 
 
+def batches_of(rows, target):
+    return [
+        {"tokens": rows[part], "target": target[part], "row": torch.arange(40)[part]}
+        for part in (slice(7, 40), slice(0, 7))
+    ]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("several", [False, True])
-def test_naive_bayes_is_added_when_it_predicts_and_not_in_training(several):
-    made, rows = Ngram(SCHEMA, **{**NGRAM, "num_buckets": 5_000, "dropout": 0.0, "token_dropout": 0.0}), tokens()
+@pytest.mark.parametrize("kind", ["two", "three", "several"])
+def test_the_regression_of_tfidf_weights_is_added_when_it_predicts_and_not_in_training(kind):
+    num_classes = 2 if kind == "two" else 3
+    schema = {**SCHEMA, "classes": SCHEMA["classes"][:num_classes], "counts": SCHEMA["counts"][:num_classes]}
+    made = Ngram(schema, **{**NGRAM, "num_buckets": 5_000, "dropout": 0.0, "token_dropout": 0.0})
+    rows, size = tokens(), 5_000 + len(PIECES)
     torch.nn.init.normal_(made.embedding.weight)
-    kinds = torch.arange(40) % 3
-    target = torch.nn.functional.one_hot(kinds, 3).float() if several else kinds
-    batches = [{"tokens": rows[part], "target": target[part]} for part in (slice(0, 7), slice(7, 40))]
-    counts = counts_of(made.features, batches, size=5_000 + len(PIECES), num_classes=3)
-    places, is_there = made.features(rows)
-    assert int(counts.sum()) == int(is_there.sum())
+    classes = torch.arange(40) % num_classes
+    target = torch.nn.functional.one_hot(classes, 3).float() if kind == "several" else classes
+    batches = batches_of(rows, target)
+    counts = counts_of(made.features, batches, size=size, num_classes=num_classes)
+    found = rows_of(made.words_only, batches, size=size)
+    assert found.target.tolist() == target.tolist()  # in the order of their numbers, whatever that of the batches
+    opinion = fitted(found, num_classes)
     before = made.eval()(rows)
-    made.begin(counts)
+    made.begin(counts, opinion)
     assert made.has_begun
-    ratios = log_ratios(counts)
-    words = 9 * (3 + len(STEMS) + 1)
-    places, is_there = places[:, :words], is_there[:, :words]  # what characters say is left out
-    summed = torch.stack([ratios[own[there]].sum(dim=0) for own, there in zip(places, is_there, strict=True)])
-    expected = 0.5 * summed / is_there.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
     made.told.fill_(1)
-    torch.testing.assert_close(made(rows) - before, expected, atol=1e-4, rtol=1e-4)
-    assert (expected.argmax(dim=1) == kinds)[is_there.any(dim=1)].float().mean() > 0.55
+    rarity = opinion.rarity.numpy()
+    weights = found.counts.multiply(rarity).toarray()
+    weights /= np.sqrt(found.counts @ rarity**2).clip(1e-9)[:, None]
+    expected = torch.from_numpy(weights @ opinion.table.numpy() + opinion.bias.numpy()).float()
+    torch.testing.assert_close(made(rows) - before, 0.5 * expected, atol=1e-4, rtol=1e-4)
+    assert (expected.argmax(dim=1) == classes)[(rows != 0).any(dim=1)].float().mean() > 0.7
     torch.testing.assert_close(made.train().score(rows), before, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_regression_is_scikit_learns():
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    made, rows = Ngram(SCHEMA, **{**NGRAM, "num_buckets": 5_000}).eval(), tokens()
+    target = torch.arange(40) % 3
+    found = rows_of(made.words_only, batches_of(rows, target), size=5_000 + len(PIECES))
+    distinct = found._replace(counts=(found.counts > 0).astype(np.float32))  # where each occurs once, norms are alike
+    opinion = fitted(distinct, 3)
+    weights = TfidfTransformer().fit_transform(distinct.counts)
+    for number in range(3):
+        expected = LogisticRegression(C=10, solver="liblinear", dual=True, random_state=0).fit(
+            weights, target == number
+        )
+        ours = weights @ opinion.table[:, number].numpy() + opinion.bias[number].item()
+        assert np.allclose(ours, expected.decision_function(weights), atol=2e-2)
 
 
 @torch.no_grad()
@@ -236,7 +267,7 @@ def test_a_feature_weighs_by_what_it_tells_of_the_classes_and_one_that_tells_not
     assert told[6] < 1e-4
     assert told[7] == 0
     assert float((told * counts.sum(dim=1)).sum() / counts.sum()) == pytest.approx(1)
-    made, rows = Ngram(SCHEMA, **{**NGRAM, "naive_bayes": 1e-9}).eval(), tokens()
+    made, rows = Ngram(SCHEMA, **{**NGRAM, "linear": 1e-9}).eval(), tokens()
     torch.nn.init.normal_(made.embedding.weight)
     whole = made(rows)
     made.told[made.words.num_buckets + 6] = 0
@@ -246,8 +277,8 @@ def test_a_feature_weighs_by_what_it_tells_of_the_classes_and_one_that_tells_not
     torch.testing.assert_close(made(rows), changed)
 
 
-def test_naive_bayes_of_too_many_classes_is_an_error_that_says_what_to_do():
+def test_a_regression_of_too_many_classes_is_an_error_that_says_what_to_do():
     many = {**SCHEMA, "classes": [str(index) for index in range(3_000)], "counts": [1] * 3_000}
-    with pytest.raises(ValueError, match=r"num_buckets=100000 and 3000 classes: set naive_bayes=0"):
+    with pytest.raises(ValueError, match=r"num_buckets=100000 and 3000 classes: set linear=0"):
         Ngram(many, **{**NGRAM, "num_buckets": 100_000})
-    assert not Ngram(many, **{**NGRAM, "num_buckets": 100, "naive_bayes": 0.0}).ratios.numel()
+    assert not Ngram(many, **{**NGRAM, "num_buckets": 100, "linear": 0.0}).table.numel()
