@@ -44,7 +44,7 @@ def small() -> Callable[[str], list[str]]:
     return lambda experiment: [f"experiment={experiment}", *SMALL.get(experiment, [])]
 
 
-@pytest.fixture(scope="session", params=[*EXPERIMENTS, *NETWORKS])
-def trained(request: pytest.FixtureRequest, small: Callable[[str], list[str]]) -> list[str]:
-    """The overrides of each experiment in small, and of further networks."""
-    return NETWORKS.get(request.param) or small(request.param)
+@pytest.fixture(scope="session", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> list[str]:
+    """The overrides of each of the further networks, in small."""
+    return NETWORKS[request.param]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ SHORT = [
 ALONE = ["trainer=cpu"]
 COPIES = ["trainer=ddp", "trainer.accelerator=cpu"]
 SHARDS = ["trainer=fsdp", "trainer.accelerator=cpu"]
+PLAN = [("whole", 1, ALONE, ""), ("copies", 2, COPIES, ""), ("shards", 2, SHARDS, "")]
 
 
 @dataclass(frozen=True)
@@ -51,25 +53,27 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(trained: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
+def runs(experiment: str, small: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     plan = [
-        ("whole", 1, ALONE, ""),
+        *PLAN,
         ("cut", 1, ALONE, f"kill:0:{KILLED_AT}"),
         ("cut", 1, ALONE, ""),
-        ("copies", 2, COPIES, ""),
-        ("shards", 2, SHARDS, ""),
         ("cut_shards", 2, SHARDS, f"kill:1:{KILLED_AT}"),
         ("cut_shards", 2, SHARDS, ""),
     ]
+    return done(plan, small(experiment), tmp_path_factory.mktemp("runs"))
+
+
+def done(plan: list[tuple[str, int, list[str], str]], trained: list[str], folder: Path) -> Runs:
+    """Run what is planned: the name, the number of ranks, how, and what befalls it."""
     asked = [
         {"name": name, "ranks": ranks, "overrides": [*trained, *SHORT, *how], "fault": fault}
         for name, ranks, how, fault in plan
     ]
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, str(FORKED), str(folder)], input=json.dumps(asked), capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert ended.returncode == 0, ended.stderr[-6000:]
     return Runs(folder)
 
 
@@ -83,13 +87,29 @@ def test_an_experiment_in_small_has_enough_mini_batches_for_these_tests(runs: Ru
 
 
 def test_one_process_trains_and_measures_as_two_do(runs: Runs) -> None:
+    assert_copies_are_as_one(runs)
+
+
+def test_shards_train_and_measure_as_copies_do(runs: Runs) -> None:
+    assert_shards_are_as_copies(runs)
+
+
+def test_a_further_network_trains_alike_on_one_process_and_several(
+    network: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    runs = done(PLAN, network, tmp_path_factory.mktemp("runs"))
+    assert_copies_are_as_one(runs)
+    assert_shards_are_as_copies(runs)
+
+
+def assert_copies_are_as_one(runs: Runs) -> None:
     assert_near(runs.losses("copies"), runs.losses("whole"), 1e-5)
     assert_near(runs.metrics("copies"), runs.metrics("whole"), 1e-5)
     one, other = (record["weights"] for record in runs.records("copies"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_shards_train_and_measure_as_copies_do(runs: Runs) -> None:
+def assert_shards_are_as_copies(runs: Runs) -> None:
     assert_near(runs.losses("shards"), runs.losses("copies"), 1e-4)
     assert_near(runs.metrics("shards"), runs.metrics("copies"), 1e-4)
 
