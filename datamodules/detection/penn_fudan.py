@@ -66,8 +66,8 @@ def _objects(text: bytes, where: str) -> Objects:
         boxes.append([left - 1, top - 1, right, bottom])
     count = COUNT.search(text)
     if count is None or int(count[1]) != len(boxes):
-        told_count = "none" if count is None else int(count[1])
+        said = "none" if count is None else int(count[1])
         raise ValueError(
-            f"{where}: it must have as many boxes as it says objects; it says {told_count} and has {len(boxes)}"
+            f"{where}: the boxes must be as many as the objects that it says, {said}; they are {len(boxes)}"
         )
     return Objects.of(boxes, [LABEL] * len(boxes))

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
-RECALLS = np.linspace(0, 1, 101)
+# COCO's, rounded as torchmetrics does: a recall of 0.6 is below 0.6 in 32 bits.
+THRESHOLDS = torch.linspace(0.5, 0.95, 10).double().numpy()
+RECALLS = torch.linspace(0, 1, 101).double().numpy()
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 

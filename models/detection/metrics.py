@@ -1,5 +1,6 @@
 """COCO's metrics of detections, by torchmetrics and faster-coco-eval, and intervals of the main ones."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ def metrics_of(rows: Detected, image_size: Sequence[int], num_classes: int) -> t
     """
     from torchmetrics.detection import MeanAveragePrecision
 
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs a table each time
     metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=True)
     metric.warn_on_many_detections = False
     scale = np.tile(rows.size[:, ::-1] / np.array(image_size)[::-1], 2)[:, None]

@@ -38,7 +38,8 @@ def test_an_experiment_exports_to_a_bundle_that_answers_as_torch(
         wanted = {given.name for given in session.get_inputs()}
         assert wanted <= rows[offered.name].keys()
         given = {name: rows[offered.name][name] for name in wanted}
-        answers(session.run(None, given), in_torch(source.datamodule, offered, rows[offered.name]))
+        found, expected = session.run(None, given), in_torch(source.datamodule, offered, rows[offered.name])
+        answers(*(offered.paired(found, expected) if offered.paired else (found, expected)))
 
 
 def graph_rows(source: Source, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
