@@ -32,6 +32,7 @@ Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
 EVAL_BATCH_SIZE = 64
+MOST_PIXELS = 2_000_000  # that tell mean and spread of colours: more do not move them
 SMALLEST = 32  # pixels of a side: the networks halve it five times
 
 
@@ -216,11 +217,14 @@ class DetectionDataModule(LightningDataModule):
         tensors = self.tensors["train"]
         is_learnt = (tensors["target"] >= 0) & ~tensors["crowd"]
         counts = torch.bincount(tensors["target"][is_learnt], minlength=len(classes))
+        height, width = tensors["image"].shape[1:3]
+        num = min(len(tensors["image"]), max(1, MOST_PIXELS // (height * width)))
+        some = tensors["image"][torch.linspace(0, len(tensors["image"]) - 1, num).long()]
         return {
             "classes": classes,
             "counts": [int(count) for count in counts],
-            "image_size": list(tensors["image"].shape[1:3]),
-            **statistics(tensors["image"]),
+            "image_size": [height, width],
+            **statistics(some),
             "raw": self.raw,
         }
 

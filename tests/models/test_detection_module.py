@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from models.detection import boxes, export, metrics, report
-from models.detection.architectures import DetectionFcosSmall
+from models.detection.architectures import DetectionFcosSmall, DetectionTorchvision
 from models.detection.baselines import UsualPlaces, detections
 from models.detection.matching import Detected, judged
 from models.detection.networks import locations
@@ -37,6 +37,8 @@ OPTIONS = {
     "ema_decay": 0.9,
     "compile": False,
 }
+OPTIONS_OF_TORCHVISION = {name: value for name, value in OPTIONS.items() if name not in ("width", "depth")}
+ONE_STAGE = ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"]
 
 
 def module(seed=0, **changed):
@@ -286,3 +288,30 @@ def test_the_baseline_says_the_usual_places():
     assert found.shape[0] == 2
     assert found[0, 0, 4] == pytest.approx(1 / 3)
     np.testing.assert_allclose(found[0, 0, :4], [10, 10, 30, 30], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ONE_STAGE)
+def test_a_detector_of_torchvision_learns_picture_by_picture_and_exports(architecture, tmp_path):
+    torch.manual_seed(0)
+    made = DetectionTorchvision(SCHEMA, **OPTIONS_OF_TORCHVISION, architecture=architecture, weights=None).train()
+    batch = batch_of(3)
+    whole = made.loss_of(batch)
+    parts = [made.loss_of({name: values[row : row + 1] for name, values in batch.items()}) for row in range(3)]
+    torch.testing.assert_close(whole, torch.stack(parts).mean(), atol=1e-4, rtol=1e-4)
+    whole.backward()
+    assert all(torch.isfinite(one.grad).all() for one in made.network.parameters() if one.grad is not None)
+    (graph,) = made.eval().export_graphs()
+    write(graph, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = tuple(part.numpy() for part in graph.module(images(2)))
+    ours, theirs = graph.paired(session.run(None, {"image": images(2).numpy()}), expected)
+    assert np.mean(ours[2]) > 0.99 or not len(ours[2])
+    assert np.abs(ours[0] - theirs[0]).max(initial=0) <= graph.tolerance
+
+
+def test_a_detector_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="architecture must be one of fcos_resnet50_fpn, .*; got 'fasterrcnn'"):
+        DetectionTorchvision(SCHEMA, **OPTIONS_OF_TORCHVISION, architecture="fasterrcnn", weights=None)
