@@ -119,11 +119,13 @@ def augmented(batch: Batch, how: Augmentation, *, seed: int, epoch: int) -> Batc
 
 def _moved(image: Tensor, sign: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Each new pixel, in coordinates from -1 to 1, is looked up where it was: (x - 2 shift) / scale, mirrored."""
-    theta = torch.zeros(len(image), 2, 3, device=image.device)
-    theta[:, 0, 0], theta[:, 1, 1] = sign / scale, 1 / scale
-    theta[:, 0, 2], theta[:, 1, 2] = -2 * shift[:, 0] * sign / scale, -2 * shift[:, 1] / scale
+    # Element by element: what affine_grid multiplies is rounded by the size of the batch.
+    down, across = ((2 * torch.arange(side, device=image.device) + 1) / side - 1 for side in image.shape[1:3])
+    x = (across - 2 * shift[:, :1]) * (sign / scale).unsqueeze(1)
+    y = (down - 2 * shift[:, 1:]) / scale.unsqueeze(1)
+    size = (len(image), *image.shape[1:3])
+    grid = torch.stack([x.unsqueeze(1).expand(size), y.unsqueeze(2).expand(size)], dim=3)
     pixels = image.permute(0, 3, 1, 2).float() - GREY
-    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
     found = functional.grid_sample(pixels, grid, align_corners=False) + GREY
     return found.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 

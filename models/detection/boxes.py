@@ -27,7 +27,8 @@ def generalized_overlap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union, and GIoU (arXiv 1902.09630), [..] each, of boxes [.., 4] one by one."""
     shared = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp_min(0)
     hull = torch.maximum(one[..., 2:], other[..., 2:]) - torch.minimum(one[..., :2], other[..., :2])
-    intersection, around = shared.prod(dim=-1), hull.clamp_min(0).prod(dim=-1).clamp_min(1e-9)
+    # Not `prod`, whose gradient is rounded otherwise while Telemetry counts operations: in a resumed run's first steps.
+    intersection, around = shared[..., 0] * shared[..., 1], (hull[..., 0] * hull[..., 1]).clamp_min(1e-9)
     union = (area(one) + area(other) - intersection).clamp_min(1e-9)
     found = intersection / union
     return found, found - (around - union) / around
