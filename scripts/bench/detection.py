@@ -101,6 +101,8 @@ def theirs(options: argparse.Namespace, datamodule: Any, seconds: float) -> None
         loader.set_epoch(epoch)
         for batch in (one for call in loader for one in call):
             spent = time.process_time() - start
+            if spent >= seconds:
+                break
             for group in optimizer.param_groups:
                 group["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, spent / seconds)))
             losses = model([picture / 255 for picture in batch["image"].permute(0, 3, 1, 2)], wanted(batch))
