@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 )
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # modes; of mode I, PNG has 16 bits as well
+SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -31,10 +32,12 @@ class Picture:
 
     Attributes:
         pixels: uint8 [H, W, 3].
+        size: height and width before it was resized, upright.
         handled: what it was that a plain picture is not, in words; nothing of a plain one.
     """
 
     pixels: Pixels
+    size: Size
     handled: tuple[str, ...] = ()
 
 
@@ -79,20 +82,21 @@ def prepared(opened: Opened, *, size: Size | None) -> Picture:
     """A picture that is decoded already, upright, in three channels and resized."""
     if isinstance(opened, np.ndarray):
         if size is None or opened.shape[:2] == size:
-            return Picture(opened)
+            return Picture(opened, opened.shape[:2])
         opened = Image.fromarray(opened)
     return _upright(opened, size)
 
 
 def _upright(opened: Image.Image, size: Size | None) -> Picture:
-    handled = []
+    handled, (width, height) = [], opened.size
     if getattr(opened, "is_animated", False) and opened.format != "MPO":  # MPO: a photograph with its previews
         handled.append("animated, of which the first frame counts")
     if size is not None:
         opened.draft(opened.mode, (size[1], size[0]))  # JPEG is decoded at an 8th, 4th or half of its size
     opened.load()
     image = ImageOps.exif_transpose(opened)
-    if (opened.getexif().get(0x0112) or 1) != 1:
+    orientation = opened.getexif().get(0x0112) or 1
+    if orientation != 1:
         handled.append("rotated by EXIF, turned upright")
     if image.mode in SIXTEEN_BITS:
         handled.append("of 16 bits, of which 8 are kept")
@@ -108,7 +112,8 @@ def _upright(opened: Image.Image, size: Size | None) -> Picture:
         handled.append("of one pixel")
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return Picture(np.asarray(image), tuple(handled))
+    upright = (width, height) if orientation in SIDEWAYS else (height, width)
+    return Picture(np.asarray(image), upright, tuple(handled))
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """What a model offers for export: a module, what goes in and what comes out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class Graph:
         front: an onnx.GraphProto whose outputs are inputs of the module, computed from what a caller really has, such
             as codes from texts; None where the module takes that itself.
         is_first: whether callers give the inputs, and not another graph.
+        paired: puts the outputs of two runtimes side by side before they are compared, where their order is a matter of
+            rounding: (found, expected) to the same; None where each element stands by its own.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Graph:
     tolerance: float = 1e-4
     front: Any = None
     is_first: bool = True
+    paired: Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]] | None = None
 
     @property
     def flat(self) -> dict[str, Tensor]:

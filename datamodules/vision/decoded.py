@@ -24,7 +24,7 @@ from datamodules.images import Opened, Picture, Pixels, Size, calm, decode, prep
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what is made here: a new one makes old cache files stale
+VERSION = 2  # of what is made here: a new one makes old cache files stale
 THREADS = 4  # Pillow decodes without holding the interpreter
 AHEAD = 256  # pictures that are decoded at a time
 
@@ -64,6 +64,7 @@ class Decoded:
         pixels: uint8 [N, H, W, 3], those of a cache file mapped into memory.
         hashes: of the pixels, ascending, [N].
         places: of each row in the source, [N].
+        sizes: height and width before resizing, upright, int32 [N, 2].
         handled: how many were something that a plain picture is not, by words for it.
         unreadable: what was wrong with those that are left out, by name.
     """
@@ -71,6 +72,7 @@ class Decoded:
     pixels: Pixels
     hashes: NDArray[np.uint64]
     places: NDArray[np.int64]
+    sizes: NDArray[np.int32]
     handled: dict[str, int]
     unreadable: dict[str, str]
 
@@ -95,9 +97,10 @@ def decoded(source: Source, how: How) -> Decoded:
     return found
 
 
-def _decode_all(source: Source, how: How) -> tuple[list[int], Pixels, dict[str, int], dict[str, str]]:
-    """Places and pixels of what can be read, and what was handled and unreadable."""
+def _decode_all(source: Source, how: How) -> tuple[list[int], list[Size], Pixels, dict[str, int], dict[str, str]]:
+    """Places, sizes and pixels of what can be read, and what was handled and unreadable."""
     places: list[int] = []
+    sizes: list[Size] = []
     pixels = np.empty((0, 0, 0, 3), np.uint8)
     handled: Counter[str] = Counter()
     unreadable: dict[str, str] = {}
@@ -116,13 +119,14 @@ def _decode_all(source: Source, how: How) -> tuple[list[int], Pixels, dict[str, 
             handled.update(found.handled)
             pixels[len(places)] = found.pixels
             places.append(place)
+            sizes.append(found.size)
     if unreadable and how.unreadable == "error":
         name, why = next(iter(unreadable.items()))
         more = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
         raise ValueError(f"{source.where}: {name}: {why}{more}; mend or remove it, or give data.unreadable=skip")
     if not places:
         raise ValueError(f"{source.where}: there are no images that can be read")
-    return places, pixels[: len(places)], dict(handled), unreadable
+    return places, sizes, pixels[: len(places)], dict(handled), unreadable
 
 
 def _in_order(source: Source, how: How) -> Iterator[Picture | str]:
@@ -146,11 +150,14 @@ def _told(pixels: Pixels) -> str:
     return f"{pixels.shape[0]} x {pixels.shape[1]}"
 
 
-def _ordered(places: Sequence[int], pixels: Pixels, handled: dict[str, int], unreadable: dict[str, str]) -> Decoded:
+def _ordered(
+    places: Sequence[int], sizes: Sequence[Size], pixels: Pixels, handled: dict[str, int], unreadable: dict[str, str]
+) -> Decoded:
     digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in pixels)
     hashes = np.frombuffer(b"".join(digests), np.uint64)
     order = np.argsort(hashes, kind="stable")
-    return Decoded(pixels[order], hashes[order], np.asarray(places, np.int64)[order], handled, unreadable)
+    where = np.asarray(places, np.int64)[order], np.asarray(sizes, np.int32)[order]
+    return Decoded(pixels[order], hashes[order], *where, handled, unreadable)
 
 
 def _make(path: Path, made: Decoded) -> Decoded:
@@ -173,6 +180,8 @@ def _write(file: Any, made: Decoded) -> None:
         ),
         "hash": pa.array(made.hashes),
         "place": pa.array(made.places),
+        "height": pa.array(made.sizes[:, 0]),
+        "width": pa.array(made.sizes[:, 1]),
     }
     batch = pa.RecordBatch.from_pydict(columns)
     with pa.ipc.new_file(file, batch.schema.with_metadata({"about": json.dumps(about)})) as writer:
@@ -195,6 +204,7 @@ def _read(path: Path) -> Decoded | None:
         pixels.reshape(batch.num_rows, *about["shape"]),
         batch.column("hash").to_numpy(),
         batch.column("place").to_numpy(),
+        np.stack([batch.column(name).to_numpy() for name in ("height", "width")], axis=1),
         about["handled"],
         about["unreadable"],
     )

@@ -130,12 +130,14 @@ def of_column(uri: str, table: pa.Table, raw: Mapping[str, Any], notes: list[str
     if not is_text(column.type):
         raise ValueError(f"{uri}: column {raw['image']!r} must hold paths or bytes of images; it holds {column.type}")
     require_utf8(column, raw["image"], uri, first_row=rows[0] if len(rows) else 1)
-    return _of_paths(uri, column.to_pylist(), raw["image_root"], notes, rows)
+    paths = column.to_pylist()
+    names = [f"row {row}, {path}" for row, path in zip(rows, paths, strict=True)]
+    return of_paths(uri, paths, raw["image_root"] or folder_of(uri), notes, names)
 
 
-def _of_paths(uri: str, paths: list[str], root: str | None, notes: list[str], rows: Sequence[int]) -> Source:
-    """Files that a table names, by paths that start from `root`, or from the table's own folder."""
-    start = root.rstrip("/") if root else folder_of(uri)
+def of_paths(uri: str, paths: Sequence[str], root: str, notes: list[str], names: Sequence[str] | None = None) -> Source:
+    """Files that a table or another file names, by paths that start from `root`; None names them by these paths."""
+    start = root.rstrip("/")
     whole = [path if "://" in path or os.path.isabs(path) else f"{start}/{path}" for path in paths]
     places = [place_of(path, "a path, or s3://bucket/key") for path in whole]
     versions: list[list[Any]] = []
@@ -153,8 +155,7 @@ def _of_paths(uri: str, paths: list[str], root: str | None, notes: list[str], ro
     def read(place: int) -> bytes:
         return read_bytes(*places[place])
 
-    names = [f"row {row}, {path}" for row, path in zip(rows, paths, strict=True)]
-    return Source(uri, names, read, versions)
+    return Source(uri, list(paths) if names is None else names, read, versions)
 
 
 def folder_of(uri: str) -> str:

@@ -96,8 +96,8 @@ class ScaledConv2d(nn.Conv2d):
     and small batches would change (Brock et al., 2021, arXiv 2101.08692).
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int) -> None:
-        super().__init__(inputs, outputs, size, padding=size // 2)
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride=stride, padding=size // 2 if stride == 1 else 0)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
         self.gain = nn.Parameter(torch.ones(outputs))
 
@@ -110,12 +110,12 @@ class ScaledConv2d(nn.Conv2d):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Convolve [B, inputs, H, W]."""
-        return functional.conv2d(hidden, self.kernels(), self.bias, padding=self.padding)
+        return functional.conv2d(hidden, self.kernels(), self.bias, stride=self.stride, padding=self.padding)
 
     def folded(self) -> nn.Conv2d:
         """The same as a plain convolution."""
         outputs, inputs, size, _ = self.weight.shape
-        plain = nn.Conv2d(inputs, outputs, size, padding=self.padding)  # type: ignore[arg-type]
+        plain = nn.Conv2d(inputs, outputs, size, stride=self.stride, padding=self.padding)  # type: ignore[arg-type]
         plain.weight, plain.bias = nn.Parameter(self.kernels().detach()), self.bias
         return plain
 

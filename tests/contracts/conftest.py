@@ -9,6 +9,10 @@ EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs
 
 # Where an experiment's own data take long: the same in small. Any other experiment is run as it is.
 SMALL = {
+    "detection": [
+        *("data.num_train=130", "data.num_val=20", "data.num_test=20", "data.image_size=64", "data.batch_size=16"),
+        *("model.width=16", "model.depth=1", "model.warmup_share=0.5", "model.lr=3e-4"),
+    ],
     "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
     "summarization": [
         *("data.packages=[stdlib]", "data.pairs_per_package=400", "data.vocab_size=500", "data.batch_tokens=1024"),

@@ -19,6 +19,7 @@ PAIRS = ["data=seq2seq_table", "data.source=text", "data.target=title", "data.vo
 
 # How each experiment takes the table below.
 TABLES = {
+    "detection": ["data=detection_table", "data.image=picture", "data.objects=objects", "data.image_size=32"],
     "fraud": ["data=fraud_table", "data.target=label"],
     "summarization": PAIRS,
     "text": ["data=text_table", "data.text=text", "data.label=label", "data.vocab_size=300"],
@@ -28,7 +29,7 @@ TABLES = {
 
 
 def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
-    """A CSV of texts, their last two words, the label that the first word names, an amount, and paths of pictures."""
+    """A CSV of texts, their last two words, the label of the first word, an amount, paths of pictures, and objects."""
     generator = np.random.default_rng(seed)
     words = generator.choice(["good", "bad", "new", "old", "big", "small"], (size, 6))
     label = (words[:, 0] == "bad").astype(int)
@@ -38,7 +39,9 @@ def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
     pictures = write_pictures(
         path.with_suffix(""), generator.integers(0, 128, (size, 8, 8, 3)) + 128 * label[:, None, None, None]
     )
+    objects = [json.dumps([{"label": str(value), "box": [1, 1, 6, 7]}]) for value in label]
     columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures}
+    columns["objects"] = objects
     table = pa.table(columns)
     pa.csv.write_csv(table, path)
     return table

@@ -144,7 +144,9 @@ def whole_files(graphs: list[Any], folder: Path, name: str) -> Files:
 
 def _difference(source: Source, offered: Any, path: Path, rows: Arrays) -> float:
     reference = partial(in_torch, source.datamodule, offered)
-    difference = graph.largest_difference(open_session(path), reference, rows, extreme=offered.is_first)
+    difference = graph.largest_difference(
+        open_session(path), reference, rows, extreme=offered.is_first, paired=offered.paired
+    )
     if not difference <= offered.tolerance:
         raise errors.GateError(
             f"the exported graph {offered.name!r} differs from torch by {difference:.2g}, more than "

@@ -151,6 +151,7 @@ def largest_difference(
     raw: Arrays,
     *,
     extreme: bool = True,
+    paired: Callable[[Any, Any], tuple[Any, Any]] | None = None,
 ) -> float:
     """Return how far the graph is from torch: on real rows at several batch sizes, then on extreme ones.
 
@@ -159,6 +160,7 @@ def largest_difference(
         reference: torch's outputs for raw rows.
         raw: real rows, by input name; as many as the largest batch is best.
         extreme: whether rows can be extreme, as those of callers can; not so what another graph makes.
+        paired: puts outputs side by side, see `models.graph.Graph`; None where they are.
 
     Raises:
         GateError: where one gives a number and the other none, or they decide differently beyond rounding.
@@ -168,6 +170,8 @@ def largest_difference(
     batches = [{name: values[:size] for name, values in raw.items()} for size in BATCH_SIZES if size <= rows]
     for batch in [*batches, *(extremes(raw) if extreme else ())]:
         found, expected = session.run(None, dict(batch)), reference(batch)
+        if paired is not None:
+            found, expected = paired(found, expected)
         worst = max(worst, _difference(found, expected))
         pairs = zip(found, expected, strict=True)
         flipped += [(ours != theirs).ravel() for ours, theirs in pairs if is_decision(theirs)]

@@ -75,10 +75,10 @@ def described(session: Any) -> dict[str, dict[str, list[str]]]:
 def standing_in(model: Any, sessions: Mapping[str, Any]) -> Iterator[None]:
     """Let calls of a module be answered by its graphs, computed on the CPU.
 
-    One graph gives its first output; the module itself says what it makes of several (`stand_in`).
+    The module itself says what it makes of its graphs (`stand_in`); else there is one, which gives its first output.
     """
     several = {name: partial(outputs, session) for name, session in sessions.items()}
-    model.forward = model.stand_in(several) if len(several) > 1 else _only(model, *sessions.values())
+    model.forward = model.stand_in(several) if hasattr(model, "stand_in") else _only(model, *sessions.values())
     try:
         yield
     finally:

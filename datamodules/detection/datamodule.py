@@ -1,0 +1,273 @@
+"""What all detection data share: pictures are decoded once into a cached file, their boxes scaled along, and split."""
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from annotated_types import Ge, Gt, Lt
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from datamodules.detection import other
+from datamodules.detection.augment import Augmentation, AugmentedLoader
+from datamodules.detection.given import Given
+from datamodules.detection.objects import Objects, cut, known, tensors_of
+from datamodules.images import Size
+from datamodules.loading import TensorLoader
+from datamodules.schema import Schema
+from datamodules.sequences import on_device
+from datamodules.splits import NAMES, parts_by_hash, require_training_share
+from datamodules.vision.decoded import Decoded, How, Unreadable, decoded
+from datamodules.vision.statistics import statistics
+
+Count = Annotated[int, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+
+EVAL_BATCH_SIZE = 64
+MOST_PIXELS = 2_000_000  # that tell mean and spread of colours: more do not move them
+SMALLEST = 32  # pixels of a side: the networks halve it five times
+
+
+class Options(Augmentation):
+    """What all detection data have in common.
+
+    Attributes:
+        val_share: share of the training images that validate, where the data name no validation images.
+        test_share: share of the training images that test, where the data name no test images.
+        image_size: height, or [height, width], that images are resized to, whatever their aspect.
+        most_pixels: of an image file; larger ones are refused.
+        unreadable: what is done about images that cannot be decoded: error or skip.
+        batch_size: images per optimizer step, over all processes together.
+        batches_per_call: mini-batches handed to one training_step.
+        seed: of the order of training images and of their augmentation.
+    """
+
+    val_share: Share
+    test_share: Share
+    image_size: Count | list[Count]
+    most_pixels: Annotated[int, Gt(0), Lt(2**31)]
+    unreadable: Unreadable
+    batch_size: Count
+    batches_per_call: Count
+    seed: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decoded pictures of a split, with their names, sizes before resizing (int32 [N, 2]) and objects."""
+
+    pixels: NDArray[np.uint8]
+    names: list[str]
+    sizes: NDArray[np.int32]
+    objects: list[Objects]
+
+    def take(self, places: NDArray[np.int64]) -> "Rows":
+        """The rows at ascending places; a slice of one piece is not copied."""
+        is_slice = len(places) and places[-1] - places[0] + 1 == len(places)
+        pixels = self.pixels[places[0] : places[-1] + 1] if is_slice else self.pixels[places]
+        names, objects = [self.names[place] for place in places], [self.objects[place] for place in places]
+        return Rows(pixels, names, self.sizes[places], objects)
+
+
+class DetectionDataModule(LightningDataModule):
+    """Decodes, splits and batches pictures with boxes; `Scenes` and the others say where they come from.
+
+    After `setup`: `schema`; `tensors[split]` with image (uint8 [N, H, W, 3]), boxes, target and crowd as `tensors_of`
+    has them, size (int32 [N, 2]: height and width before resizing) and row; `names[split]` of the pictures;
+    `fingerprint` of pictures and objects; `notes` for the user; one-line `summary`. `load_other` and `iter_other` read
+    other data by a finished run's schema.
+
+    Args:
+        raw: what reading other data needs; kept in the schema.
+        options: see `Options`.
+    """
+
+    name = "images"
+
+    def __init__(self, raw: Mapping[str, Any], options: Options) -> None:
+        super().__init__()
+        require_training_share(options)
+        self.raw, self.options = dict(raw), options
+        self.size = size_of(options["image_size"])
+        self.schema: Schema = {}
+        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.names: dict[str, list[str]] = {}
+        self.fingerprint, self.summary = "", ""
+        self.notes: list[str] = []
+        self.unseen: Counter[str] = Counter()
+
+    def read(self) -> dict[str, Given]:
+        """For each split that the data name, train first, its pictures and objects."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decode and split; a second call does nothing."""
+        if self.tensors:
+            return
+        given = self.read()
+        found = {name: decoded(own.source, self._how()) for name, own in given.items()}
+        rows = {name: self._rows(given[name], one) for name, one in found.items()}
+        self.fingerprint = _fingerprint(found, rows)
+        parts = self._parts({name: one.hashes for name, one in found.items()})
+        splits = {name: rows[origin].take(places) for name, (origin, places) in parts.items()}
+        classes = _classes(splits["train"], self.name)
+        for split, own in splits.items():
+            self.tensors[split], self.names[split] = self._tensors(own, classes, f"{split} images"), own.names
+        self.schema = self._schema(classes)
+        self._describe()
+
+    def load_other(self, uri: str, schema: Schema) -> dict[str, Tensor]:
+        """All pictures with annotations at another place by a finished run's schema; keys as in `tensors[split]`."""
+        given = other.annotated(uri, schema["raw"], self.notes)
+        rows = self._rows(given, decoded(given.source, self._how(schema)))
+        self.names["test"] = rows.names
+        return self._tensors(rows, schema["classes"], f"images of {uri}")
+
+    def iter_other(self, uri: str, schema: Schema) -> Iterator[tuple[pa.RecordBatch, dict[str, Tensor]]]:
+        """Batches of another table, or of the files of a folder as one, in its order, each with its pictures."""
+        how = self._how(schema)._replace(unreadable="error")  # no row may be missing
+        for batch, source in other.batches(uri, schema["raw"]):
+            pixels, sizes = np.empty((0, *schema["image_size"], 3), np.uint8), np.empty((0, 2), np.int32)
+            if batch.num_rows:
+                found = decoded(source, how)
+                order = np.argsort(found.places)
+                pixels, sizes = found.pixels[order], found.sizes[order]
+            yield batch, {"image": torch.from_numpy(pixels), "size": torch.from_numpy(sizes)}
+
+    def raw_inputs(self, split: str, num_rows: int) -> dict[str, NDArray[Any]]:
+        """What an exported graph takes of the first rows of a split, after `setup`: uint8 [N, H, W, 3]."""
+        return {"image": self.tensors[split]["image"][:num_rows].numpy()}
+
+    def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """The model's inputs of what an exported graph takes."""
+        return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+
+    def train_dataloader(self) -> AugmentedLoader:
+        """Shuffled and augmented training batches, lists of `batches_per_call` of them."""
+        return AugmentedLoader(
+            on_device(self.tensors["train"], self.trainer),
+            self.options,
+            batch_size=self.options["batch_size"],
+            shuffle=True,
+            seed=self.options["seed"],
+            batches_per_call=self.options["batches_per_call"],
+        )
+
+    def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        """Validation batches; nothing where there are no validation rows."""
+        return self.eval_dataloader(self.tensors["val"])
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        """Test batches; nothing where there are no test rows."""
+        return self.eval_dataloader(self.tensors["test"])
+
+    def eval_dataloader(self, tensors: dict[str, Tensor]) -> TensorLoader | list[TensorLoader]:
+        """Batches of rows such as `load_other` gives, as they are."""
+        if not len(tensors["target"]):
+            return []
+        return TensorLoader(on_device(tensors, self.trainer), batch_size=EVAL_BATCH_SIZE, shuffle=False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch as it is: the loaders' tensors live on the device."""
+        return batch
+
+    def _how(self, schema: Schema | None = None) -> How:
+        size = tuple(schema["image_size"]) if schema else self.size
+        return How((size[0], size[1]), self.options["most_pixels"], self.options["unreadable"])
+
+    def _rows(self, given: Given, found: Decoded) -> Rows:
+        """The pictures with their objects, which are cut to them; what was handled is noted."""
+        where = given.source.where
+        self.notes += [f"{count:,} images of {where} are {what}" for what, count in found.handled.items()]
+        if found.unreadable:
+            name, why = next(iter(found.unreadable.items()))
+            self.notes.append(f"{len(found.unreadable):,} images of {where} cannot be read ({name}: {why}): left out")
+        names = [given.source.names[place] for place in found.places]
+        objects = [given.of(int(place), size) for place, size in zip(found.places, found.sizes, strict=True)]
+        return Rows(found.pixels, names, found.sizes, cut(objects, found.sizes, names, self.notes))
+
+    def _parts(self, hashes: dict[str, NDArray[np.uint64]]) -> dict[str, tuple[str, NDArray[np.int64]]]:
+        """The splits that the data name, and the others taken out of the training rows by a hash of their pixels."""
+        parts = parts_by_hash(hashes, self.options)
+        training = hashes["train"][parts["train"][1]]
+        for name in (name for name in NAMES[1:] if name in hashes):
+            if num_known := int(np.isin(hashes[name], training).sum()):
+                self.notes.append(f"leakage: {num_known:,} of the {len(hashes[name]):,} {name} images train, too")
+        if num_more := len(training) - len(np.unique(training)):
+            self.notes.append(f"{num_more:,} training images are the same as another one")
+        return parts
+
+    def _tensors(self, rows: Rows, classes: list[str], what: str) -> dict[str, Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the file's memory is read-only: nobody writes
+            images = torch.from_numpy(rows.pixels)
+        height, width = images.shape[1:3]
+        objects = tensors_of(known(rows.objects, classes, what, self.notes), rows.sizes, (height, width), classes)
+        return {"image": images, **objects, "size": torch.from_numpy(rows.sizes), "row": torch.arange(len(images))}
+
+    def _schema(self, classes: list[str]) -> Schema:
+        tensors = self.tensors["train"]
+        is_learnt = (tensors["target"] >= 0) & ~tensors["crowd"]
+        counts = torch.bincount(tensors["target"][is_learnt], minlength=len(classes))
+        height, width = tensors["image"].shape[1:3]
+        num = min(len(tensors["image"]), max(1, MOST_PIXELS // (height * width)))
+        some = tensors["image"][torch.linspace(0, len(tensors["image"]) - 1, num).long()]
+        return {
+            "classes": classes,
+            "counts": [int(count) for count in counts],
+            "image_size": [height, width],
+            **statistics(some),
+            "raw": self.raw,
+        }
+
+    def _describe(self) -> None:
+        sizes = [len(self.tensors[split]["target"]) for split in NAMES]
+        height, width = self.schema["image_size"]
+        self.summary = (
+            f"{self.name}: {sum(sizes):,} images of {height} x {width}, {' / '.join(f'{size:,}' for size in sizes)}, "
+            f"{sum(self.schema['counts']):,} objects to learn from, {len(self.schema['classes']):,} classes"
+        )
+        for split, size in zip(NAMES, sizes, strict=True):
+            if not size:
+                self.notes.append(f"there are no {split} images")
+            elif bare := int((self.tensors[split]["target"] < 0).all(dim=1).sum()):
+                self.notes.append(f"{bare:,} {split} images have no objects")
+
+
+def size_of(asked: int | list[int]) -> Size:
+    """Height and width that options ask for. Raises ValueError for others than one or two numbers."""
+    sides = [asked, asked] if isinstance(asked, int) else list(asked)
+    if len(sides) != 2 or min(sides) < SMALLEST:
+        raise ValueError(f"image_size must be HEIGHT or [HEIGHT,WIDTH] of at least {SMALLEST} pixels, got {asked}")
+    return sides[0], sides[1]
+
+
+def _classes(training: Rows, name: str) -> list[str]:
+    """All labels of training objects, sorted; numbers, as YOLO's, by their value."""
+    found = {
+        label
+        for objects in training.objects
+        for label, is_crowd in zip(objects.labels, objects.is_crowd, strict=True)
+        if not is_crowd
+    }
+    if not found:
+        raise ValueError(f"{name}: the {len(training.names):,} training images have no objects to learn from")
+    return sorted(found, key=lambda label: (int(label), label) if label.isdecimal() else (-1, label))
+
+
+def _fingerprint(found: Mapping[str, Decoded], rows: Mapping[str, Rows]) -> str:
+    told = hashlib.blake2b(digest_size=16)
+    for name, own in rows.items():
+        told.update(json.dumps([name, *own.pixels.shape, [one.labels for one in own.objects]]).encode())
+        told.update(np.ascontiguousarray(found[name].hashes).data)
+        for one in own.objects:
+            told.update(np.ascontiguousarray(one.boxes).data)
+    return told.hexdigest()

@@ -1,0 +1,148 @@
+"""YOLO's text files: beside each image, or in `labels` for `images`, one of its name with a line for each object.
+
+A line is a class number and centre, width and height of the box, or the corners of a polygon, as shares of the
+picture. Names of classes are in data.yaml (`names`) or classes.txt; without them the numbers are the names. Folders
+called train, val and test (or as usual for these) name splits.
+"""
+
+import math
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from datamodules.detection.given import Given
+from datamodules.detection.objects import Objects
+from datamodules.splits import USUAL
+from datamodules.vision.files import Files, read_bytes
+
+RULE = "CLASS X Y WIDTH HEIGHT, the centre and the size as shares of the picture, or CLASS X Y X Y X Y .. of a polygon"
+NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt")  # files with names of classes; the first counts
+NO_LABELS = ("classes.txt", "readme.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
+ROUNDING = 1e-3  # by which writers of shares leave the picture
+
+
+def is_there(files: Files) -> bool:
+    """Whether a folder has images and text files of theirs."""
+    return bool(_label_files(files)) and bool(files.images)
+
+
+def splits(uri: str, files: Files, notes: list[str]) -> dict[str, list[str]]:
+    """Images by the split that their folders name, train first; all train where none does.
+
+    Raises ValueError where there are no images, or none that train.
+    """
+    if not files.images:
+        raise ValueError(f"{uri}: there are no images")
+    known = {alias: split for split, aliases in USUAL.items() for alias in aliases}
+    found: dict[str, list[str]] = {}
+    for path in files.images:
+        named = [known[part.lower()] for part in path.split("/")[:-1] if part.lower() in known]
+        found.setdefault(named[0] if named else "", []).append(path)
+    others = found.pop("", [])
+    if not found:
+        return {"train": others}
+    if "train" not in found:
+        raise ValueError(f"{uri}: there are folders for {', '.join(found)} and none called train")
+    if others:
+        notes.append(f"{len(others):,} images of {uri} lie in no folder of a split (such as {others[0]}): left out")
+    return {split: found[split] for split in USUAL if split in found}
+
+
+def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Given:
+    """Some of a folder's images with what their text files name.
+
+    Raises ValueError naming file and line of what is broken.
+    """
+    labels = _label_files(files)
+    names = _names(uri, files)
+    where = {image: _label_of(image) for image in images}
+    objects = []
+    for path in where.values():
+        text = read_bytes(files.filesystem, f"{files.root}/{path}") if path in labels else b""
+        objects.append(_objects(text, f"{uri.rstrip('/')}/{path}", names))
+    if bare := [image for image, path in where.items() if path not in labels]:
+        notes.append(f"{len(bare):,} images of {uri} have no text file (such as {bare[0]}): nothing is in them")
+    if len(bare) == len(images):
+        raise ValueError(f"{uri}: no image has a text file of its own, such as {_label_of(images[0])}")
+    wanted = {_label_of(image) for image in files.images}
+    if lost := sorted(labels - wanted):
+        told = f"{len(lost):,} text files of {uri} are of no image (such as {lost[0]}): left out"
+        if told not in notes:
+            notes.append(told)
+    return Given(files.source(uri, list(images)), objects, in_shares=True)
+
+
+def _label_files(files: Files) -> set[str]:
+    texts = [path for path in files.others if path.lower().endswith(".txt")]
+    return {path for path in texts if posixpath.basename(path).lower() not in NO_LABELS}
+
+
+def _label_of(image: str) -> str:
+    """The text file of an image: the last folder called images is labels."""
+    parts = posixpath.splitext(image)[0].split("/")
+    places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return "/".join(parts) + ".txt"
+
+
+def _names(uri: str, files: Files) -> Mapping[int, str]:
+    """Names of classes by number; nothing where none are given."""
+    there = [name for name in NAMES if name in files.others]
+    if not there:
+        return {}
+    where, text = f"{uri.rstrip('/')}/{there[0]}", read_bytes(files.filesystem, f"{files.root}/{there[0]}")
+    try:
+        if there[0].endswith(".txt"):
+            found: Any = text.decode().split("\n")
+            found = [line.strip() for line in found if line.strip()]
+        else:
+            found = (yaml.safe_load(text) or {}).get("names")
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where}: it cannot be read: {' '.join(str(error).split())}") from error
+    pairs = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else None
+    if pairs is None:
+        raise ValueError(f"{where}: names must be a list or a mapping of numbers to names, got {found!r}")
+    names = {int(number): str(name) for number, name in pairs}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise ValueError(f"{where}: a class must have a name of its own; {twice[0]!r} is that of two")
+    return names
+
+
+def _objects(text: bytes, path: str, names: Mapping[int, str]) -> Objects:
+    boxes, labels = [], []
+    for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        label, *places = _numbers(line, where)
+        if names and int(label) not in names:
+            raise ValueError(f"{where}: the class must be one of {min(names)} to {max(names)}, got {line!r}")
+        boxes.append(_box(places))
+        labels.append(names.get(int(label), str(int(label))))
+    return Objects.of(boxes, labels)
+
+
+def _numbers(line: str, where: str) -> list[float]:
+    try:
+        found = [float(word) for word in line.split()]
+    except ValueError:
+        found = []
+    is_polygon = len(found) >= 7 and len(found) % 2 == 1
+    if not (len(found) == 5 or is_polygon) or not all(map(math.isfinite, found)) or found[0] < 0 or found[0] % 1:
+        raise ValueError(f"{where}: it must be {RULE}; it is {line[:80]!r}")
+    if not is_polygon and min(found[3:]) < 0:
+        raise ValueError(f"{where}: width and height must not be below 0; it is {line[:80]!r}")
+    if max(map(abs, found[1:])) > 2 + ROUNDING:
+        raise ValueError(f"{where}: places must be shares of the picture, not pixels; it is {line[:80]!r}")
+    return found
+
+
+def _box(places: Sequence[float]) -> list[float]:
+    if len(places) > 4:
+        return [min(places[::2]), min(places[1::2]), max(places[::2]), max(places[1::2])]
+    x, y, width, height = places
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
