@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 )
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # modes; of mode I, PNG has 16 bits as well
+ORIENTATION = 0x0112  # EXIF's tag of it
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -75,6 +76,14 @@ def decode(data: bytes, *, size: Size | None, most_pixels: int) -> Picture:
         raise ValueError(f"it cannot be decoded: {error}") from error
 
 
+def upright_size(data: bytes) -> Size:
+    """Height and width of a picture that `decode` takes, as it lies once EXIF has turned it upright."""
+    with Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+        is_turned = (opened.getexif().get(ORIENTATION) or 1) >= 5
+    return (width, height) if is_turned else (height, width)
+
+
 def prepared(opened: Opened, *, size: Size | None) -> Picture:
     """A picture that is decoded already, upright, in three channels and resized."""
     if isinstance(opened, np.ndarray):
@@ -92,7 +101,7 @@ def _upright(opened: Image.Image, size: Size | None) -> Picture:
         opened.draft(opened.mode, (size[1], size[0]))  # JPEG is decoded at an 8th, 4th or half of its size
     opened.load()
     image = ImageOps.exif_transpose(opened)
-    if (opened.getexif().get(0x0112) or 1) != 1:
+    if (opened.getexif().get(ORIENTATION) or 1) != 1:
         handled.append("rotated by EXIF, turned upright")
     if image.mode in SIXTEEN_BITS:
         handled.append("of 16 bits, of which 8 are kept")
