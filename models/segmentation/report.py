@@ -18,6 +18,7 @@ from models.segmentation.metrics import Segmented
 MOST_CLASSES = 40  # of a plot
 MOST_PICTURES = 6
 OPACITY = 0.6
+YELLOW = 250, 220, 40
 
 Find = Callable[[Tensor], NDArray[np.int64]]
 
@@ -97,6 +98,7 @@ def colours(num: int) -> NDArray[np.uint8]:
     chosen = matplotlib.colormaps["tab10" if num <= 11 else "gist_ncar"]
     spread = np.arange(num - 1) if num <= 11 else np.linspace(0.05, 0.95, num - 1)
     found: NDArray[np.uint8] = np.vstack([np.zeros(3), 255 * chosen(spread)[:, :3]]).astype(np.uint8)
+    found[8:9] = YELLOW if num <= 11 else found[8:9]  # its grey is that of the ground
     return found
 
 

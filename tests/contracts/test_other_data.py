@@ -20,6 +20,10 @@ PAIRS = ["data=seq2seq_table", "data.source=text", "data.target=title", "data.vo
 # How each experiment takes the table below.
 TABLES = {
     "fraud": ["data=fraud_table", "data.target=label"],
+    "segmentation": [
+        *("data=mask_table", "data.image=picture", "data.mask=mask", "model.width_1=8", "model.width_2=8"),
+        *("model.width_3=8", "model.width_4=8"),
+    ],
     "summarization": PAIRS,
     "text": ["data=text_table", "data.text=text", "data.label=label", "data.vocab_size=300"],
     "translation": PAIRS,
@@ -28,7 +32,7 @@ TABLES = {
 
 
 def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
-    """A CSV of texts, their last two words, the label that the first word names, an amount, and paths of pictures."""
+    """A CSV of texts, their last two words, the label that the first word names, an amount, pictures and masks."""
     generator = np.random.default_rng(seed)
     words = generator.choice(["good", "bad", "new", "old", "big", "small"], (size, 6))
     label = (words[:, 0] == "bad").astype(int)
@@ -36,16 +40,18 @@ def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
     titles = [" ".join(row[-2:]) for row in words]
     amounts = generator.normal(label, 1.0)
     pictures = write_pictures(
-        path.with_suffix(""), generator.integers(0, 128, (size, 8, 8, 3)) + 128 * label[:, None, None, None]
+        path.with_suffix(""), generator.integers(0, 128, (size, 16, 16, 3)) + 128 * label[:, None, None, None]
     )
-    columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures}
+    halves = np.where(np.arange(16) < 8, 0, label[:, None, None]) * np.ones((1, 16, 1), int)
+    masks = write_pictures(path.with_suffix(".masks"), halves)
+    columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures, "mask": masks}
     table = pa.table(columns)
     pa.csv.write_csv(table, path)
     return table
 
 
 def write_pictures(folder: Path, pixels: NDArray[np.int64]) -> list[str]:
-    """Write pictures [N, H, W, 3]; return their paths from the folder's own."""
+    """Write pictures [N, H, W, 3] or masks [N, H, W]; return their paths from the folder's own."""
     folder.mkdir()
     for number, picture in enumerate(pixels.astype(np.uint8)):
         Image.fromarray(picture).save(folder / f"{number}.png")
