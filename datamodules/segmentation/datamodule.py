@@ -122,7 +122,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def load_other(self, uri: str, schema: Schema) -> dict[str, Tensor]:
         """All pictures with masks at another place by a finished run's schema; keys as in `tensors[split]`."""
-        raw = schema["raw"]
+        raw = {**schema["raw"], **self.raw}  # names and folders may be others there
         values = dict(zip(schema["classes"], raw["values"], strict=True))
         named = values if raw["is_named"] else None
         self.meaning = Meaning(named, raw["ignore"])

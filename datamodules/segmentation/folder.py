@@ -82,6 +82,12 @@ def _paired(
         kind: _named(uri, files, raw[f"{kind}s"], raw["mask_suffix"] if kind == "mask" else "")
         for kind in ("image", "mask")
     }
+    left = len(files.images) - sum(map(len, halves.values()))
+    if left > 0:
+        notes.append(f"{left:,} images of {uri} lie in no folder {raw['images']!r} or {raw['masks']!r}: left out")
+    if files.others:
+        told = f"{len(files.others):,} files of {uri} are no images by their names (such as {files.others[0]})"
+        notes.append(f"{told}: left out")
     for kind, found in halves.items():
         if not found:
             raise ValueError(

@@ -41,7 +41,7 @@ from models.segmentation.module import counted
 from train import run as run_module
 from train import screen
 
-RECIPE = ["trainer.max_epochs=40", "data.batch_size=8", "data.image_size=128", "data.val_share=0", "data.test_share=0"]
+RECIPE = ["trainer.max_epochs=30", "data.batch_size=8", "data.image_size=96", "data.val_share=0", "data.test_share=0"]
 NUM_TEST, NUM_VAL = 34, 27
 
 

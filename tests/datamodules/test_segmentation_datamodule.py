@@ -249,6 +249,15 @@ def test_a_suffix_of_masks_and_names_that_collide(tmp_path):
         made(tmp_path, mask_suffix="_mask")
 
 
+def test_what_lies_beside_the_folders_is_counted(tmp_path):
+    folder(tmp_path, 6)
+    shutil.copy(tmp_path / "images" / "3.png", tmp_path / "loose.png")
+    (tmp_path / "masks" / "notes.txt").write_text("by hand")
+    notes = made(tmp_path).notes
+    assert any(note.startswith("1 images of") and "lie in no folder" in note for note in notes)
+    assert any(note.startswith("1 files of") and "notes.txt" in note for note in notes)
+
+
 def test_a_table_names_or_holds_images_and_masks(tmp_path):
     folder(tmp_path)
     names = {kind: [f"{kind}s/{number}.png" for number in range(NUM)] for kind in ("image", "mask")}
