@@ -42,8 +42,8 @@ def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
     pictures = write_pictures(
         path.with_suffix(""), generator.integers(0, 128, (size, 16, 16, 3)) + 128 * label[:, None, None, None]
     )
-    halves = np.where(np.arange(16) < 8, 0, label[:, None, None]) * np.ones((1, 16, 1), int)
-    masks = write_pictures(path.with_suffix(".masks"), halves)
+    halves = np.stack([np.zeros((16, 16), int), np.tile(np.arange(16) // 8, (16, 1))])
+    masks = np.array(write_pictures(path.with_suffix(".masks"), halves))[label]
     columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures, "mask": masks}
     table = pa.table(columns)
     pa.csv.write_csv(table, path)
