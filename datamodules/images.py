@@ -22,7 +22,8 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 )
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # modes; of mode I, PNG has 16 bits as well
-SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
+ORIENTATION = 0x0112  # EXIF's tag of it
+SIDEWAYS = (5, 6, 7, 8)  # its values
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -95,7 +96,7 @@ def _upright(opened: Image.Image, size: Size | None) -> Picture:
         opened.draft(opened.mode, (size[1], size[0]))  # JPEG is decoded at an 8th, 4th or half of its size
     opened.load()
     image = ImageOps.exif_transpose(opened)
-    orientation = opened.getexif().get(0x0112) or 1
+    orientation = opened.getexif().get(ORIENTATION) or 1
     if orientation != 1:
         handled.append("rotated by EXIF, turned upright")
     if image.mode in SIXTEEN_BITS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,7 @@ def predict(cfg: DictConfig) -> int:
                 inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
                 columns = model.predict_columns(inputs, decision=cfg.decision)
             table = extended(batch, {cfg.prefix + name: values for name, values in columns.items()})
+            table = table if output.suffix == ".parquet" else without_bytes(table)
             with errors.reporting(errors.StorageError):
                 writer = writer or open_writer(aside, output.suffix, table.schema)
                 writer.write_batch(table)
@@ -127,6 +129,17 @@ def extended(batch: pa.RecordBatch, columns: Mapping[str, Any]) -> pa.RecordBatc
         if name in batch.schema.names:
             raise errors.ConfigError(f"the input has a column {name!r} already: give prefix=TEXT for the added ones")
         batch = batch.append_column(name, pa.array(values))
+    return batch
+
+
+def without_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with bytes, which CSV cannot hold, as texts in base64."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            told = [None if value is None else b64encode(value).decode() for value in batch.column(place).to_pylist()]
+            batch = batch.set_column(place, field.name, pa.array(told, pa.large_string()))
     return batch
 
 

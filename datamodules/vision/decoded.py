@@ -46,13 +46,14 @@ class Source:
     Attributes:
         where: that they come from, for messages.
         names: of each, for messages.
-        read: gives the bytes of one by its place, or what is opened already; raises OSError or ValueError.
+        read: gives the bytes of one by its place, or what is opened, or decoded already, perhaps with further channels;
+            raises OSError or ValueError.
         version: JSON of what tells this content from another; None where decoding is not worth a file.
     """
 
     where: str
     names: Sequence[str]
-    read: Callable[[int], bytes | Opened]
+    read: Callable[[int], bytes | Opened | Picture]
     version: Any = None
 
 
@@ -61,8 +62,8 @@ class Decoded:
     """Decoded pictures.
 
     Attributes:
-        pixels: uint8 [N, H, W, 3], those of a cache file mapped into memory.
-        hashes: of the pixels, ascending, [N].
+        pixels: uint8 [N, H, W, 3], or with the source's further channels, those of a cache file mapped into memory.
+        hashes: of the pixels' colours, ascending, [N].
         places: of each row in the source, [N].
         sizes: height and width before resizing, upright, int32 [N, 2].
         handled: how many were something that a plain picture is not, by words for it.
@@ -135,6 +136,8 @@ def _in_order(source: Source, how: How) -> Iterator[Picture | str]:
     def one(place: int) -> Picture | str:
         try:
             given = source.read(place)
+            if isinstance(given, Picture):
+                return given
             if isinstance(given, bytes):
                 return decode(given, size=how.size, most_pixels=how.most_pixels)
             return prepared(given, size=how.size)
@@ -153,7 +156,7 @@ def _told(pixels: Pixels) -> str:
 def _ordered(
     places: Sequence[int], sizes: Sequence[Size], pixels: Pixels, handled: dict[str, int], unreadable: dict[str, str]
 ) -> Decoded:
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in pixels)
+    digests = (hashlib.blake2b(row[..., :3].tobytes(), digest_size=8).digest() for row in pixels)
     hashes = np.frombuffer(b"".join(digests), np.uint64)
     order = np.argsort(hashes, kind="stable")
     where = np.asarray(places, np.int64)[order], np.asarray(sizes, np.int32)[order]

@@ -14,6 +14,10 @@ SMALL = {
         *("model.width=16", "model.depth=1", "model.warmup_share=0.5", "model.lr=3e-4"),
     ],
     "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
+    "segmentation": [
+        *("data.num_train=128", "data.num_val=24", "data.num_test=24", "data.size=32", "data.batch_size=16"),
+        *("model.width_1=8", "model.width_2=16", "model.width_3=16", "model.width_4=16", "model.warmup_share=0.5"),
+    ],
     "summarization": [
         *("data.packages=[stdlib]", "data.pairs_per_package=400", "data.vocab_size=500", "data.batch_tokens=1024"),
         *("data.max_source_length=48", "data.max_target_length=16", "model.width=32", "model.num_heads=2"),
@@ -29,6 +33,11 @@ SMALL = {
 
 # Further networks of an experiment whose training on several ranks is no other network's.
 NETWORKS = {
+    "segmentation-torchvision": [
+        *("experiment=segmentation", "model=torchvision_segmentation", "model.warmup_share=0.5"),
+        *("model.architecture=lraspp_mobilenet_v3_large", "data.num_train=128", "data.num_val=24", "data.num_test=24"),
+        *("data.size=32", "data.batch_size=16", "data.scale=0.2", "data.brightness=0.2"),
+    ],
     "vision-torchvision": [
         *("experiment=vision", "model=torchvision", "model.architecture=mobilenet_v3_small", "model.input_size=32"),
         *("data.mixup=0.2", "data.cutmix=1.0"),

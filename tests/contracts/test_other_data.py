@@ -21,6 +21,10 @@ PAIRS = ["data=seq2seq_table", "data.source=text", "data.target=title", "data.vo
 TABLES = {
     "detection": ["data=detection_table", "data.image=picture", "data.objects=objects", "data.image_size=32"],
     "fraud": ["data=fraud_table", "data.target=label"],
+    "segmentation": [
+        *("data=mask_table", "data.image=picture", "data.mask=mask", "model.width_1=8", "model.width_2=8"),
+        *("model.width_3=8", "model.width_4=8"),
+    ],
     "summarization": PAIRS,
     "text": ["data=text_table", "data.text=text", "data.label=label", "data.vocab_size=300"],
     "translation": PAIRS,
@@ -29,7 +33,7 @@ TABLES = {
 
 
 def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
-    """A CSV of texts, their last two words, the label of the first word, an amount, paths of pictures, and objects."""
+    """A CSV of texts, their last two words, the label of the first, an amount, pictures, their masks and objects."""
     generator = np.random.default_rng(seed)
     words = generator.choice(["good", "bad", "new", "old", "big", "small"], (size, 6))
     label = (words[:, 0] == "bad").astype(int)
@@ -37,10 +41,12 @@ def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
     titles = [" ".join(row[-2:]) for row in words]
     amounts = generator.normal(label, 1.0)
     pictures = write_pictures(
-        path.with_suffix(""), generator.integers(0, 128, (size, 8, 8, 3)) + 128 * label[:, None, None, None]
+        path.with_suffix(""), generator.integers(0, 128, (size, 16, 16, 3)) + 128 * label[:, None, None, None]
     )
     objects = [json.dumps([{"label": str(value), "box": [1, 1, 6, 7]}]) for value in label]
-    columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures}
+    halves = np.stack([np.zeros((16, 16), int), np.tile(np.arange(16) // 8, (16, 1))])
+    masks = np.array(write_pictures(path.with_suffix(".masks"), halves))[label]
+    columns = {"amount": amounts, "text": texts, "title": titles, "label": label, "picture": pictures, "mask": masks}
     columns["objects"] = objects
     table = pa.table(columns)
     pa.csv.write_csv(table, path)
@@ -48,7 +54,7 @@ def write_table(path: Path, *, seed: int, size: int) -> pa.Table:
 
 
 def write_pictures(folder: Path, pixels: NDArray[np.int64]) -> list[str]:
-    """Write pictures [N, H, W, 3]; return their paths from the folder's own."""
+    """Write pictures [N, H, W, 3] or masks [N, H, W]; return their paths from the folder's own."""
     folder.mkdir()
     for number, picture in enumerate(pixels.astype(np.uint8)):
         Image.fromarray(picture).save(folder / f"{number}.png")

@@ -68,6 +68,12 @@ def test_csv_and_parquet_hold_the_same(finished: Path, table: Path, tmp_path: Pa
     assert text.select(original.column_names).equals(original)
 
 
+def test_bytes_are_base64_where_csv_cannot_hold_them() -> None:
+    columns = {"row": pa.array([1, 2]), "mask": pa.array([b"\x89PNG\xff", None])}
+    told = predict_module.without_bytes(pa.RecordBatch.from_pydict(columns))
+    assert told.to_pydict() == {"row": [1, 2], "mask": ["iVBOR/8=", None]}
+
+
 def test_the_budget_decides_if_asked(finished: Path, table: Path, tmp_path: Path) -> None:
     run_predict(finished, table, tmp_path / "out.parquet", "decision=budget")
     found = pa.parquet.read_table(tmp_path / "out.parquet")

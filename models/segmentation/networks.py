@@ -1,0 +1,215 @@
+"""Networks that say of each pixel what it shows: uint8 [B, H, W, 3] of any size in, logits [B, C, H, W] out.
+
+Shapes: B pictures, H x W pixels, h x w pixels as the network sees them, C classes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.pruning import Slice, Units
+from models.vision.networks import Pixels, ScaledConv2d, Whitening, gelu
+
+LEVELS = 4
+PATCH = 2  # pixels of a side that the first layer takes together, and the last one gives back
+STEP = PATCH * 2 ** (LEVELS - 1)  # sizes that all levels halve without a rest are its multiples
+STEM_PIXELS = 0.1  # spread of the first logits
+
+
+class SegmentationNetwork(nn.Module):
+    """A network over pictures; `blocks` are its large parts.
+
+    Args:
+        schema: of the data.
+        size: of a side that pictures are resized to; None for that of the training pictures.
+        flip_at_test: whether `forward` takes the mean of the logits of a picture and of its mirror image.
+        step: the sides of what the network sees are rounded up to multiples of it.
+    """
+
+    blocks: Iterable[nn.Module]
+
+    def __init__(self, schema: Mapping[str, Any], *, size: int | None, flip_at_test: bool, step: int = 1) -> None:
+        super().__init__()
+        self.pixels = Pixels(schema, size=size)
+        height, width = (-(-side // step) * step for side in self.pixels.size)
+        self.pixels.size = (height, width)
+        self.flip_at_test = flip_at_test
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [B, C, h, w] of normalized pixels [B, 3, h, w]."""
+        raise NotImplementedError
+
+    def units(self) -> list[Units]:
+        """What structured pruning may take out."""
+        raise ValueError("this network cannot be pruned: leave prune.ratio out")
+
+    def folded(self) -> "SegmentationNetwork":
+        """The network as it predicts, with what training alone needs computed away."""
+        return deepcopy(self).eval()
+
+    def score(self, image: Tensor) -> Tensor:
+        """Logits [B, C, H, W] in training."""
+        return self._resized(self.logits(self.pixels(image)), image)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, C, H, W] of pictures uint8 [B, H, W, 3]."""
+        pixels = self.pixels(image)
+        logits = self.logits(pixels)
+        if self.flip_at_test:
+            logits = (logits + self.logits(pixels.flip(3)).flip(3)) / 2
+        return self._resized(logits, image)
+
+    def _resized(self, logits: Tensor, image: Tensor) -> Tensor:
+        size = image.shape[1:3]
+        if torch.compiler.is_exporting() or logits.shape[2:] != size:
+            logits = functional.interpolate(logits, size, mode="bilinear")
+        return logits
+
+
+class Down(nn.Module):
+    """One level of the way down: a convolution, and what two more add to it.
+
+    Args:
+        inputs: channels.
+        width: channels of the result.
+        hidden: channels between the two.
+    """
+
+    def __init__(self, inputs: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.enter = ScaledConv2d(inputs, width, 3)
+        self.first = ScaledConv2d(width, hidden, 3)
+        self.second = ScaledConv2d(hidden, width, 3)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return [B, width, h, w]."""
+        hidden = gelu(self.enter(hidden))
+        return hidden + gelu(self.second(gelu(self.first(hidden))))
+
+
+class Up(nn.Module):
+    """One level of the way up: what comes from below is doubled in size and joined with the level's own.
+
+    A convolution of both one after the other is the sum of one of each; that of the smaller picture is a quarter of
+    the work before the picture grows.
+
+    Args:
+        below: channels of what comes from below.
+        level: channels of the level on the way down.
+        width: channels of the result.
+    """
+
+    def __init__(self, below: int, level: int, width: int) -> None:
+        super().__init__()
+        self.below = ScaledConv2d(below, width, 3)
+        self.skip = ScaledConv2d(level, width, 3)
+        self.join = ScaledConv2d(width, width, 3)
+
+    def forward(self, below: Tensor, level: Tensor) -> Tensor:
+        """Return [B, width, h, w] of [B, below, h / 2, w / 2] and [B, level, h, w]."""
+        grown = functional.interpolate(self.below(below), scale_factor=2.0, mode="nearest")
+        hidden = gelu((grown + self.skip(level)) * 0.5**0.5)
+        return hidden + gelu(self.join(hidden))
+
+
+class UNet(SegmentationNetwork):
+    """U-Net (Ronneberger et al., 2015, arXiv 1505.04597) of patches of 2 x 2 pixels, its first layer whitening.
+
+    No statistics of batches: weights are standardized instead, so that ranks and batches are alike. Four levels.
+
+    Args:
+        schema: of the data.
+        width_1: channels of the first level; the others' follow.
+        width_2: the second's.
+        width_3: the third's.
+        width_4: the deepest one's.
+        input_size: side that pictures are resized to; None for that of the training pictures.
+        flip_at_test: see `SegmentationNetwork`.
+        hidden: channels between the two convolutions of each level; None for the widths.
+        ups: channels of the levels on the way up, from the first; None for the widths.
+    """
+
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        *,
+        width_1: int,
+        width_2: int,
+        width_3: int,
+        width_4: int,
+        input_size: int | None,
+        flip_at_test: bool,
+        hidden: Sequence[int | None] = (None,) * LEVELS,
+        ups: Sequence[int | None] = (None,) * (LEVELS - 1),
+    ) -> None:
+        super().__init__(schema, size=input_size, flip_at_test=flip_at_test, step=STEP)
+        self.whitening = Whitening(schema)
+        widths = (width_1, width_2, width_3, width_4)
+        inputs = (self.whitening.channels, *widths)
+        between = [own or width for own, width in zip(hidden, widths, strict=True)]
+        backs = [own or width for own, width in zip(ups, widths, strict=False)]
+        self.downs = nn.ModuleList(Down(*sizes) for sizes in zip(inputs, widths, between, strict=False))
+        belows = [*backs[1:], width_4]
+        self.ups = nn.ModuleList(Up(*sizes) for sizes in zip(belows, widths, backs, strict=False))
+        self.num_classes = len(schema["classes"])
+        self.head = nn.Conv2d(backs[0], PATCH * PATCH * self.num_classes, 3, padding=1)
+        # Not at zero: gradients of the levels would begin at nothing, and rounding would decide where they go.
+        nn.init.normal_(self.head.weight, std=STEM_PIXELS * (9 * backs[0]) ** -0.5)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:  # type: ignore[override]
+        """The levels, which FSDP2 shards one by one."""
+        return [*self.downs, *self.ups]
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [B, C, h, w] of normalized pixels [B, 3, h, w]."""
+        hidden = gelu(functional.conv2d(pixels, self.whitening.kernels, stride=PATCH))
+        levels: list[Tensor] = []
+        for down in self.downs:
+            hidden = down(functional.max_pool2d(hidden, 2) if levels else hidden)
+            levels.append(hidden)
+        for up, level in zip(reversed(self.ups), reversed(levels[:-1]), strict=True):
+            hidden = up(hidden, level)
+        return functional.pixel_shuffle(self.head(hidden), PATCH)
+
+    def folded(self) -> SegmentationNetwork:
+        """The network with plain convolutions."""
+        copied = deepcopy(self).eval()
+        scaled = [name for name, module in copied.named_modules() if isinstance(module, ScaledConv2d)]
+        for name in scaled:
+            copied.set_submodule(name, copied.get_submodule(name).folded())  # type: ignore[operator]
+        return copied
+
+    def units(self) -> list[Units]:
+        """Channels of each level down, those between its two convolutions, and channels of each level up."""
+        found = []
+        for index, down in enumerate(self.downs):
+            name, number = f"downs.{index}", index + 1
+            after = [f"downs.{number}.enter", f"ups.{index}.skip"] if number < LEVELS else [f"ups.{index - 1}.below"]
+            tied = (*_made(f"{name}.enter"), *_made(f"{name}.second"), *map(_read, (f"{name}.first", *after)))
+            found.append(Units(f"width_{number}", down.second.out_channels, tied))  # type: ignore[union-attr, arg-type]
+            between = (*_made(f"{name}.first"), _read(f"{name}.second"))
+            # Of a pruned network the two may differ; without this the one would follow the other.
+            found.append(Units(f"hidden_{number}", down.first.out_channels, between))  # type: ignore[union-attr, arg-type]
+        for index, up in enumerate(self.ups):
+            name = f"ups.{index}"
+            after = [f"ups.{index - 1}.below"] if index else ["head"]
+            made = (*_made(f"{name}.below"), *_made(f"{name}.skip"), *_made(f"{name}.join"))
+            tied = (*made, *map(_read, (f"{name}.join", *after)))
+            found.append(Units(f"up_{index + 1}", up.join.out_channels, tied))  # type: ignore[union-attr, arg-type]
+        return found
+
+
+def _made(layer: str) -> tuple[Slice, ...]:
+    """Where a layer's output channels lie."""
+    return tuple(Slice(f"{layer}.{part}", 0) for part in ("weight", "bias", "gain"))
+
+
+def _read(layer: str) -> Slice:
+    """Where a layer's input channels lie."""
+    return Slice(f"{layer}.weight", 1)
