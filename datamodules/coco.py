@@ -62,7 +62,7 @@ def read_coco(uri: str, notes: list[str]) -> list[CocoImage]:
         number = _field(entry, "id", where)
         if number in names:
             raise ValueError(f"{where}: id must be an image's own; {number!r} is that of two")
-        size = (int(entry["height"]), int(entry["width"])) if entry.get("height") and entry.get("width") else None
+        size = _size(entry, where)
         names[number] = str(_field(entry, "file_name", where)), size
     objects: dict[Any, list[CocoObject]] = {number: [] for number in names}
     num_lost = 0
@@ -109,13 +109,30 @@ def _field(entry: Mapping[str, Any], name: str, where: str) -> Any:
     raise ValueError(f"{where}: {name} must be a text or a whole number, got {entry.get(name)!r}")
 
 
+def _size(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    sides = [entry.get(name) for name in ("height", "width")]
+    if not all(sides):
+        return None
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{where}: height and width must be whole numbers above 0, got {sides!r}")
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 def _object(entry: Mapping[str, Any], categories: Mapping[Any, str], where: str) -> CocoObject:
     number = _field(entry, "category_id", where)
     if number not in categories:
         raise ValueError(f"{where}: category_id must be among those of categories, got {number!r}")
     box: Any = entry.get("bbox")
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
-    if not is_box or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
+    is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    if not is_box or box[2] < 0 or box[3] < 0:
         raise ValueError(f"{where}: bbox must be [left, top, width, height], not below 0 wide and high, got {box!r}")
     left, top, width, height = map(float, box)
     return CocoObject(

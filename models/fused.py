@@ -24,6 +24,7 @@ class FusedUpdate:
         self._state: Any = None  # the dict that the lists were made of: load_state_dict makes another
         self._moments: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
         self._counts: list[Tensor] = []
+        self._num_bound = 0
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -54,7 +55,7 @@ class FusedUpdate:
     def _bound(self) -> bool:
         """Whether there are moments of every parameter, in lists."""
         state = self.optimizer.state
-        if self._state is state:
+        if self._state is state and len(state) == self._num_bound:
             return True
         groups = [group["params"] for group in self.optimizer.param_groups]
         if any(p not in state for part in groups for p in part):
@@ -62,7 +63,7 @@ class FusedUpdate:
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [tuple([state[p][name] for p in part] for name in names) for part in groups]  # type: ignore[misc]
         self._counts = [count for _, _, counts in self._moments for count in counts]
-        self._state = state
+        self._state, self._num_bound = state, len(state)
         return True
 
 

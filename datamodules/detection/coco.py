@@ -14,7 +14,7 @@ def of_file(uri: str, image_root: str | None, notes: list[str]) -> Given:
     if not images:
         raise ValueError(f"{uri}: it lists no images")
     source = of_paths(uri, [image.name for image in images], image_root or posixpath.dirname(uri) or ".", notes)
-    return Given(source, [_objects(image) for image in images])
+    return Given(source, [_objects(image) for image in images], sizes=[image.size for image in images])
 
 
 def _objects(image: CocoImage) -> Objects:

@@ -126,7 +126,7 @@ class DetectionDataModule(LightningDataModule):
 
     def load_other(self, uri: str, schema: Schema) -> dict[str, Tensor]:
         """All pictures with annotations at another place by a finished run's schema; keys as in `tensors[split]`."""
-        given = other.annotated(uri, schema["raw"], self.notes)
+        given = other.annotated(uri, {**schema["raw"], **self.raw}, self.notes)
         rows = self._rows(given, decoded(given.source, self._how(schema)))
         self.names["test"] = rows.names
         return self._tensors(rows, schema["classes"], f"images of {uri}")
@@ -134,7 +134,7 @@ class DetectionDataModule(LightningDataModule):
     def iter_other(self, uri: str, schema: Schema) -> Iterator[tuple[pa.RecordBatch, dict[str, Tensor]]]:
         """Batches of another table, or of the files of a folder as one, in its order, each with its pictures."""
         how = self._how(schema)._replace(unreadable="error")  # no row may be missing
-        for batch, source in other.batches(uri, schema["raw"]):
+        for batch, source in other.batches(uri, {**schema["raw"], **self.raw}):
             pixels, sizes = np.empty((0, *schema["image_size"], 3), np.uint8), np.empty((0, 2), np.int32)
             if batch.num_rows:
                 found = decoded(source, how)
@@ -238,6 +238,8 @@ class DetectionDataModule(LightningDataModule):
         for split, size in zip(NAMES, sizes, strict=True):
             if not size:
                 self.notes.append(f"there are no {split} images")
+            elif not (self.tensors[split]["target"] >= 0).any():
+                raise ValueError(f"{self.name}: none of the {size:,} {split} images has an object: there is no mAP")
             elif bare := int((self.tensors[split]["target"] < 0).all(dim=1).sum()):
                 self.notes.append(f"{bare:,} {split} images have no objects")
 
@@ -270,4 +272,5 @@ def _fingerprint(found: Mapping[str, Decoded], rows: Mapping[str, Rows]) -> str:
         told.update(np.ascontiguousarray(found[name].hashes).data)
         for one in own.objects:
             told.update(np.ascontiguousarray(one.boxes).data)
+            told.update(np.ascontiguousarray(one.is_crowd).data)
     return told.hexdigest()

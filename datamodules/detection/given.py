@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.detection.objects import Objects
+from datamodules.images import Size
 from datamodules.vision.decoded import Source
 
 
@@ -18,15 +19,26 @@ class Given:
         source: the pictures.
         objects: in each, their boxes in pixels of the file turned upright.
         in_shares: whether boxes are shares of width and height instead.
+        sizes: height and width of each file as the annotations tell; None, or of a picture None, where they do not.
     """
 
     source: Source
     objects: Sequence[Objects]
     in_shares: bool = False
+    sizes: Sequence[Size | None] | None = None
 
     def of(self, place: int, size: NDArray[np.int32]) -> Objects:
-        """The objects of a picture of this height and width, in pixels."""
-        found = self.objects[place]
+        """The objects of a picture of this height and width, in pixels.
+
+        Raises ValueError where its annotation was made of another size: its boxes would lie anywhere.
+        """
+        found, (rows, columns) = self.objects[place], (int(size[0]), int(size[1]))
+        told = self.sizes[place] if self.sizes else None
+        if told is not None and told != (rows, columns):
+            raise ValueError(
+                f"{self.source.where}: {self.source.names[place]} has {rows} x {columns} pixels, its annotation "
+                f"{told[0]} x {told[1]}: its boxes are of another picture; annotate it again, or leave the size out"
+            )
         if not self.in_shares:
             return found
         height, width = size

@@ -26,7 +26,8 @@ def annotated(uri: str, raw: Mapping[str, Any], notes: list[str]) -> Given:
         (yolo.is_there, yolo.given),
     ):
         if is_there(files):
-            return given(uri, files, list(files.images), notes)
+            images = voc.photographs(files) if given is voc.given else list(files.images)
+            return given(uri, files, images, notes)
     raise ValueError(
         f"{uri}: it must be a COCO file (.json), a table with columns of images and objects, or a folder with "
         "annotations of YOLO (.txt), Pascal VOC (.xml) or Penn-Fudan"

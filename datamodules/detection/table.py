@@ -1,12 +1,12 @@
 """Pictures with boxes in a table of one's own: a column of images, and one of objects as JSON."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from datamodules.coco import is_number
 from datamodules.columns import is_text
 from datamodules.detection.given import Given
 from datamodules.detection.objects import Objects
@@ -36,14 +36,14 @@ def of_table(uri: str, table: pa.Table, raw: Mapping[str, Any], notes: list[str]
 def _objects(value: Any, where: str) -> Objects:
     try:
         found = json.loads(value) if isinstance(value, str) and value.strip() else value or []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: it must be JSON, {RULE}: {error}; it is {value[:80]!r}") from None
     if not isinstance(found, list):
         raise ValueError(f"{where}: it must be {RULE}, got {str(value)[:80]!r}")
     for one in found:
         box = one.get("box") if isinstance(one, dict) else None
         is_box = isinstance(box, list) and len(box) == 4
-        if not is_box or not all(isinstance(side, (int, float)) and math.isfinite(side) for side in box or []):
+        if not is_box or not all(map(is_number, box or [])):
             raise ValueError(f"{where}: an object must be one of {RULE}, got {str(one)[:80]!r}")
         if one.get("label") is None:
             raise ValueError(f"{where}: an object must have a label, got {str(one)[:80]!r}")

@@ -26,18 +26,19 @@ def splits(uri: str, files: Files, notes: list[str]) -> dict[str, list[str]]:
 
     Raises ValueError where there are no images, or a list names one that is not there.
     """
-    if not files.images:
+    images = photographs(files)
+    if not images:
         raise ValueError(f"{uri}: there are no images")
-    by_stem = {_stem(image): image for image in files.images}
+    by_stem = _by_stem(uri, images)
     found = {}
     for split, aliases in USUAL.items():
         there = [path for path in files.others if path in [f"ImageSets/Main/{alias}.txt" for alias in aliases]]
         if there:
             found[split] = _listed(uri, files, there[0], by_stem)
     if "train" not in found:
-        return {"train": list(files.images)}
+        return {"train": images}
     taken = {image for images in found.values() for image in images}
-    if others := [image for image in files.images if image not in taken]:
+    if others := [image for image in images if image not in taken]:
         notes.append(f"{len(others):,} images of {uri} are in no list of ImageSets (such as {others[0]}): left out")
     return found
 
@@ -52,7 +53,8 @@ def _listed(uri: str, files: Files, path: str, by_stem: dict[str, str]) -> list[
 
 def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Given:
     """Some of a folder's images with what the XML files of their names tell."""
-    by_stem = {_stem(path): path for path in files.others if path.lower().endswith(".xml")}
+    by_stem = _by_stem(uri, [path for path in files.others if path.lower().endswith(".xml")])
+    _by_stem(uri, photographs(files))
     objects = []
     for image in images:
         path = by_stem.get(_stem(image))
@@ -68,6 +70,21 @@ def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Gi
         if told not in notes:
             notes.append(told)
     return Given(files.source(uri, list(images)), objects)
+
+
+def photographs(files: Files) -> list[str]:
+    """The images but for the masks that lie beside them; those of JPEGImages where there is such a folder."""
+    kept = [path for path in files.images if not path.startswith("Segmentation") and "/Segmentation" not in path]
+    return [path for path in kept if "JPEGImages" in path.split("/")[:-1]] or kept
+
+
+def _by_stem(uri: str, paths: Sequence[str]) -> dict[str, str]:
+    """Paths by the names that an image shares with its XML file. Raises ValueError where two have one name."""
+    found: dict[str, str] = {}
+    for path in paths:
+        if (other := found.setdefault(_stem(path), path)) != path:
+            raise ValueError(f"{uri}: files must have names of their own; {other} and {path} share one")
+    return found
 
 
 def _stem(path: str) -> str:

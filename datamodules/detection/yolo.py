@@ -106,7 +106,10 @@ def _names(uri: str, files: Files) -> Mapping[int, str]:
     pairs = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else None
     if pairs is None:
         raise ValueError(f"{where}: names must be a list or a mapping of numbers to names, got {found!r}")
-    names = {int(number): str(name) for number, name in pairs}
+    try:
+        names = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: names must be a list or a mapping of numbers to names, got {found!r}") from error
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise ValueError(f"{where}: a class must have a name of its own; {twice[0]!r} is that of two")
     return names

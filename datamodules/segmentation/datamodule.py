@@ -137,7 +137,7 @@ class SegmentationDataModule(LightningDataModule):
     def iter_other(self, uri: str, schema: Schema) -> Iterator[tuple[pa.RecordBatch, dict[str, Tensor]]]:
         """Batches of a table with a column of images, or of the images of a folder as one, in its order."""
         how = self.how(tuple(schema["image_size"]))._replace(unreadable="error")  # no row may be missing
-        for batch, source in other.batches(uri, schema["raw"]):
+        for batch, source in other.batches(uri, {**schema["raw"], **self.raw}):
             if batch.num_rows:
                 found = decoded(source, how)
                 pixels = found.pixels[np.argsort(found.places)]

@@ -87,11 +87,15 @@ def decode_mask(data: bytes, *, most_pixels: int) -> Values:
         with Image.open(io.BytesIO(data)) as opened:
             width, height = opened.size
             if width * height > most_pixels:
-                raise ValueError(f"its mask has {width:,} x {height:,} pixels, more than data.most_pixels")
+                raise ValueError(
+                    f"its mask has {width:,} x {height:,} pixels, more than data.most_pixels={most_pixels:,}"
+                )
             if opened.format in ("JPEG", "MPO"):
                 raise ValueError("its mask is a JPEG, which does not keep values: give PNG")
             opened.load()
             values = np.asarray(opened)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"its mask has more pixels than data.most_pixels={most_pixels:,} ({error})") from error
     except UnidentifiedImageError as error:
         raise ValueError("its mask is no image") from error
     except (OSError, SyntaxError, EOFError, IndexError, OverflowError) as error:

@@ -90,8 +90,10 @@ def fitted(rows: Rows, num_classes: int) -> Opinion:
     is_binary = rows.target.ndim == 1 and num_classes == 2
     for number in range(is_binary, num_classes):
         is_in = rows.target[:, number] > 0 if rows.target.ndim == 2 else rows.target == number
-        if is_in.any() and not is_in.all():
+        if len(used) and is_in.any() and not is_in.all():
             table[used, number], bias[number] = _log_odds(weights, is_in)
+        elif rows.target.ndim == 1 and not is_in.any():
+            bias[number] = -np.log(num_rows + 1)  # as rare as what has not been seen
     if is_binary:  # half the log odds for the one class, half against the other
         table *= 0.5
         bias *= 0.5

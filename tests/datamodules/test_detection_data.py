@@ -286,6 +286,7 @@ def test_what_is_broken_is_named_with_file_place_rule_and_value(name, tmp_path):
         ({"image_id": 0, "category_id": 9, "bbox": [1, 1, 2, 2]}, r"annotations\[0\]: category_id must be among"),
         ({"image_id": 0, "category_id": 3, "bbox": [1, 1, -2, 2]}, r"bbox must be \[left, top, width, height\]"),
         ({"image_id": 0, "category_id": 3, "bbox": [1, 1, 2]}, r"got \[1, 1, 2\]"),
+        ({"image_id": 0, "category_id": 3, "bbox": [1, 1, 2, 10**400]}, r"bbox must be \[left, top, width, height\]"),
         ({"category_id": 3, "bbox": [1, 1, 2, 2]}, r"image_id must be a text or a whole number, got None"),
     ],
 )
@@ -312,6 +313,40 @@ def test_a_folder_without_images_a_missing_image_and_data_without_objects_are_re
         FORMATS["yolo"][1](tmp_path / "bare", val_share=0.0, test_share=0.0).setup()
     with pytest.raises(ValueError, match="image_size must be"):
         FORMATS["yolo"][1](tmp_path / "bare", image_size=8)
+
+
+def test_masks_beside_vocs_photographs_are_none_and_names_are_files_own(tmp_path):
+    voc_of(tmp_path / "whole")
+    for number in range(NUM):
+        save(tmp_path / "whole", f"SegmentationObject/{number}.png", 100 + number)
+    names = ready(voc(tmp_path / "whole")).names
+    assert {name.split("/")[0] for own in names.values() for name in own} == {"JPEGImages"}
+    save(tmp_path / "whole", "JPEGImages/more/3.png")
+    with pytest.raises(ValueError, match="files must have names of their own; .* share one"):
+        voc(tmp_path / "whole").setup()
+
+
+def test_an_annotation_of_another_size_than_its_image_is_refused(tmp_path):
+    content = coco_of(tmp_path)
+    content["images"][2] |= {"height": 400, "width": 500}
+    write(tmp_path / "all.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"2\.png has 40 x 50 pixels, its annotation 400 x 500: its boxes are of"):
+        coco(tmp_path).setup()
+    content["images"][2] |= {"height": "x", "width": [1]}
+    write(tmp_path / "all.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"images\[2\]: height and width must be whole numbers above 0"):
+        coco(tmp_path).setup()
+
+
+def test_another_crowd_is_another_fingerprint_and_validation_without_objects_is_refused(tmp_path):
+    content = coco_of(tmp_path)
+    before = ready(coco(tmp_path)).fingerprint
+    content["annotations"][0]["iscrowd"] = 1
+    write(tmp_path / "all.json", json.dumps(content))
+    assert ready(coco(tmp_path)).fingerprint != before
+    write(tmp_path / "val.json", json.dumps({**content, "images": content["images"][4:5], "annotations": []}))
+    with pytest.raises(ValueError, match="none of the 1 val images has an object: there is no mAP"):
+        coco(tmp_path, val_path=f"{tmp_path}/val.json").setup()
 
 
 def test_an_image_of_one_pixel_is_counted(tmp_path):

@@ -58,6 +58,18 @@ def test_moments_that_are_loaded_later_are_the_ones_that_count():
     assert_same(one, other, optimizer, peer)
 
 
+def test_state_that_was_dropped_begins_again():
+    (one, optimizer), (other, peer) = make(), make()
+    update = FusedUpdate(optimizer)
+    for number in range(4):
+        if number == 2:
+            optimizer.state.clear()
+            peer.state.clear()
+        step(one, optimizer, number, update=update)
+        step(other, peer, number, update=peer.step)
+    assert_same(one, other, optimizer, peer)
+
+
 def test_a_plain_step_does_not_go_through_the_optimizer(monkeypatch):
     network, optimizer = make()
     update = FusedUpdate(optimizer)
