@@ -195,6 +195,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"told{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_alike_ranks_train_after_less_than_a_second_and_leave_nothing(told: list[dict[str, Any]]) -> None:
     for of_rank in told:
         assert of_rank["alike"]["error"] == ""
@@ -208,6 +209,7 @@ FIRST = f"host {platform.node()} (rank 0)"
 BOTH = f"host {platform.node()} (ranks 0, 1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "texts"),
     [
