@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -20,44 +18,27 @@ from datamodules.detection import other
 from datamodules.detection.augment import Augmentation, AugmentedLoader
 from datamodules.detection.given import Given
 from datamodules.detection.objects import Objects, cut, known, tensors_of
-from datamodules.images import Size
 from datamodules.loading import TensorLoader
+from datamodules.pictures import Count, PictureOptions, encoded_raw, note_decoded, size_of, split_by_pixels, tensor_of
 from datamodules.schema import Schema
 from datamodules.sequences import on_device
-from datamodules.splits import NAMES, parts_by_hash, require_training_share
-from datamodules.vision.decoded import Decoded, How, Unreadable, decoded
+from datamodules.splits import NAMES, require_training_share
+from datamodules.vision.decoded import Decoded, How, decoded
 from datamodules.vision.statistics import statistics
-
-Count = Annotated[int, Gt(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
 
 EVAL_BATCH_SIZE = 64
 MOST_PIXELS = 2_000_000  # that tell mean and spread of colours: more do not move them
 SMALLEST = 32  # pixels of a side: the networks halve it five times
 
 
-class Options(Augmentation):
+class Options(PictureOptions, Augmentation):
     """What all detection data have in common.
 
     Attributes:
-        val_share: share of the training images that validate, where the data name no validation images.
-        test_share: share of the training images that test, where the data name no test images.
         image_size: height, or [height, width], that images are resized to, whatever their aspect.
-        most_pixels: of an image file; larger ones are refused.
-        unreadable: what is done about images that cannot be decoded: error or skip.
-        batch_size: images per optimizer step, over all processes together.
-        batches_per_call: mini-batches handed to one training_step.
-        seed: of the order of training images and of their augmentation.
     """
 
-    val_share: Share
-    test_share: Share
     image_size: Count | list[Count]
-    most_pixels: Annotated[int, Gt(0), Lt(2**31)]
-    unreadable: Unreadable
-    batch_size: Count
-    batches_per_call: Count
-    seed: Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,7 @@ class DetectionDataModule(LightningDataModule):
         super().__init__()
         require_training_share(options)
         self.raw, self.options = dict(raw), options
-        self.size = size_of(options["image_size"])
+        self.size = size_of(options["image_size"], smallest=SMALLEST)
         self.schema: Schema = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         self.names: dict[str, list[str]] = {}
@@ -116,7 +97,7 @@ class DetectionDataModule(LightningDataModule):
         found = {name: decoded(own.source, self._how()) for name, own in given.items()}
         rows = {name: self._rows(given[name], one) for name, one in found.items()}
         self.fingerprint = _fingerprint(found, rows)
-        parts = self._parts({name: one.hashes for name, one in found.items()})
+        parts = split_by_pixels({name: one.hashes for name, one in found.items()}, self.options, self.notes)
         splits = {name: rows[origin].take(places) for name, (origin, places) in parts.items()}
         classes = _classes(splits["train"], self.name)
         for split, own in splits.items():
@@ -148,7 +129,7 @@ class DetectionDataModule(LightningDataModule):
 
     def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """The model's inputs of what an exported graph takes."""
-        return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+        return encoded_raw(arrays)
 
     def train_dataloader(self) -> AugmentedLoader:
         """Shuffled and augmented training batches, lists of `batches_per_call` of them."""
@@ -185,30 +166,13 @@ class DetectionDataModule(LightningDataModule):
 
     def _rows(self, given: Given, found: Decoded) -> Rows:
         """The pictures with their objects, which are cut to them; what was handled is noted."""
-        where = given.source.where
-        self.notes += [f"{count:,} images of {where} are {what}" for what, count in found.handled.items()]
-        if found.unreadable:
-            name, why = next(iter(found.unreadable.items()))
-            self.notes.append(f"{len(found.unreadable):,} images of {where} cannot be read ({name}: {why}): left out")
+        note_decoded({given.source.where: found}, self.notes)
         names = [given.source.names[place] for place in found.places]
         objects = [given.of(int(place), size) for place, size in zip(found.places, found.sizes, strict=True)]
         return Rows(found.pixels, names, found.sizes, cut(objects, found.sizes, names, self.notes))
 
-    def _parts(self, hashes: dict[str, NDArray[np.uint64]]) -> dict[str, tuple[str, NDArray[np.int64]]]:
-        """The splits that the data name, and the others taken out of the training rows by a hash of their pixels."""
-        parts = parts_by_hash(hashes, self.options)
-        training = hashes["train"][parts["train"][1]]
-        for name in (name for name in NAMES[1:] if name in hashes):
-            if num_known := int(np.isin(hashes[name], training).sum()):
-                self.notes.append(f"leakage: {num_known:,} of the {len(hashes[name]):,} {name} images train, too")
-        if num_more := len(training) - len(np.unique(training)):
-            self.notes.append(f"{num_more:,} training images are the same as another one")
-        return parts
-
     def _tensors(self, rows: Rows, classes: list[str], what: str) -> dict[str, Tensor]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the file's memory is read-only: nobody writes
-            images = torch.from_numpy(rows.pixels)
+        images = tensor_of(rows.pixels)
         height, width = images.shape[1:3]
         objects = tensors_of(known(rows.objects, classes, what, self.notes), rows.sizes, (height, width), classes)
         return {"image": images, **objects, "size": torch.from_numpy(rows.sizes), "row": torch.arange(len(images))}
@@ -242,14 +206,6 @@ class DetectionDataModule(LightningDataModule):
                 raise ValueError(f"{self.name}: none of the {size:,} {split} images has an object: there is no mAP")
             elif bare := int((self.tensors[split]["target"] < 0).all(dim=1).sum()):
                 self.notes.append(f"{bare:,} {split} images have no objects")
-
-
-def size_of(asked: int | list[int]) -> Size:
-    """Height and width that options ask for. Raises ValueError for others than one or two numbers."""
-    sides = [asked, asked] if isinstance(asked, int) else list(asked)
-    if len(sides) != 2 or min(sides) < SMALLEST:
-        raise ValueError(f"image_size must be HEIGHT or [HEIGHT,WIDTH] of at least {SMALLEST} pixels, got {asked}")
-    return sides[0], sides[1]
 
 
 def _classes(training: Rows, name: str) -> list[str]:

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -19,47 +17,40 @@ from torch import Tensor
 from datamodules import labels as label
 from datamodules.images import Size
 from datamodules.loading import TensorLoader
+from datamodules.pictures import (
+    Count,
+    PictureOptions,
+    decoded_alike,
+    encoded_raw,
+    note_decoded,
+    size_of,
+    split_by_pixels,
+    tensor_of,
+)
 from datamodules.schema import Schema
 from datamodules.segmentation import other
 from datamodules.segmentation.augment import MaskAugmentation, MaskLoader
 from datamodules.segmentation.masks import IGNORED, MOST_CLASSES, Meaning, Pairs, table_of
 from datamodules.sequences import on_device
-from datamodules.splits import NAMES, parts_by_hash, require_training_share
-from datamodules.vision.decoded import Decoded, How, Unreadable, decoded
+from datamodules.splits import NAMES, require_training_share
+from datamodules.vision.decoded import How, decoded
 from datamodules.vision.statistics import statistics
-
-Count = Annotated[int, Gt(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
 
 EVAL_PIXELS = 2_000_000  # of a batch that is only scored
 RAW_PIXELS = 16_000_000  # of the rows that an exported graph is held against torch with
 SMALLEST = 16  # pixels of a side: the networks halve it four times
 
 
-class Options(MaskAugmentation):
+class Options(PictureOptions, MaskAugmentation):
     """What all segmentation data have in common.
 
     Attributes:
-        val_share: share of the training rows that validate, where the data name no validation rows.
-        test_share: share of the training rows that test, where the data name no test rows.
         image_size: height, or [height, width], that pictures are resized to; None where all have one size.
-        most_pixels: of an image file; larger ones are refused.
-        unreadable: what is done about images and masks that cannot be used: error or skip.
-        batch_size: rows per optimizer step, over all processes together.
-        batches_per_call: mini-batches handed to one training_step.
         class_weights: of the loss: none, balanced, or a mapping of classes to weights.
-        seed: of the order of training rows and of their augmentation.
     """
 
-    val_share: Share
-    test_share: Share
     image_size: Count | list[Count] | None
-    most_pixels: Annotated[int, Gt(0), Lt(2**31)]
-    unreadable: Unreadable
-    batch_size: Count
-    batches_per_call: Count
     class_weights: label.Weights
-    seed: Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ class SegmentationDataModule(LightningDataModule):
         pairs = other.labelled(uri, raw, self.meaning, schema["classes"], self.options, self.notes)
         how = self.how(tuple(schema["image_size"]))
         found = decoded(pairs.source(how), how)
-        self._note_decoded({uri: found})
+        note_decoded({uri: found}, self.notes)
         rows = Rows(found.pixels, np.array(pairs.names, dtype=object)[found.places])
         self.names["test"] = rows.names
         return self._tensors(rows, values, uri)
@@ -155,7 +146,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """The model's inputs of what an exported graph takes."""
-        return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+        return encoded_raw(arrays)
 
     def train_dataloader(self) -> MaskLoader:
         """Shuffled and augmented training batches, lists of `batches_per_call` of them."""
@@ -195,27 +186,13 @@ class SegmentationDataModule(LightningDataModule):
     def image_size(self) -> Size | None:
         """Height and width that the options ask for. Raises ValueError for others than one or two numbers."""
         asked = self.options["image_size"]
-        if asked is None:
-            return None
-        sides = [asked, asked] if isinstance(asked, int) else list(asked)
-        if len(sides) != 2 or min(sides) < SMALLEST:
-            raise ValueError(f"image_size must be HEIGHT or [HEIGHT,WIDTH] of at least {SMALLEST} pixels, got {asked}")
-        return sides[0], sides[1]
+        return None if asked is None else size_of(asked, smallest=SMALLEST)
 
     def _decoded(self, given: dict[str, Pairs]) -> dict[str, tuple[Rows, NDArray[np.uint64]]]:
         """For each split that the data name its rows and their hashes; all are of the first one's size."""
-        size, found = self.image_size, {}
-        for name, own in given.items():
-            how = self.how(size)
-            found[name] = decoded(own.source(how), how)
-            height, width = found[name].pixels.shape[1:3]
-            if size is None and min(height, width) < SMALLEST:
-                raise ValueError(
-                    f"{own.where}: images of {height} x {width} pixels are too small for a network; give "
-                    f"data.image_size={SMALLEST} or more"
-                )
-            size = (height, width)
-        self._note_decoded({given[name].where: one for name, one in found.items()})
+        sources = {name: own.source for name, own in given.items()}
+        found = decoded_alike(sources, self.how(self.image_size), smallest=SMALLEST)
+        note_decoded({given[name].where: one for name, one in found.items()}, self.notes)
         told = hashlib.blake2b(digest_size=16)
         rows = {}
         for name, one in found.items():
@@ -229,13 +206,7 @@ class SegmentationDataModule(LightningDataModule):
     def _split(self, given: dict[str, tuple[Rows, NDArray[np.uint64]]]) -> dict[str, Rows]:
         """The splits that the data name, and the others taken out of the training rows by a hash of their pixels."""
         hashes = {name: own for name, (_, own) in given.items()}
-        parts = parts_by_hash(hashes, self.options)
-        training = hashes["train"][parts["train"][1]]
-        for name in (name for name in NAMES[1:] if name in given):
-            if num_known := int(np.isin(hashes[name], training).sum()):
-                self.notes.append(f"leakage: {num_known:,} of the {len(hashes[name]):,} {name} images train, too")
-        if num_more := len(training) - len(np.unique(training)):
-            self.notes.append(f"{num_more:,} training images are the same as another one")
+        parts = split_by_pixels(hashes, self.options, self.notes)
         return {name: given[origin][0].take(places) for name, (origin, places) in parts.items()}
 
     def _values(self, pixels: NDArray[np.uint8]) -> dict[str, int]:
@@ -252,9 +223,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def _tensors(self, rows: Rows, values: Mapping[str, int], what: str) -> dict[str, Tensor]:
         """The rows as tensors, masks as classes; a file's memory stays one where its values are the classes."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the file's memory is read-only: nobody writes
-            pixels = torch.from_numpy(rows.pixels)
+        pixels = tensor_of(rows.pixels)
         target = pixels[..., 3]
         if self.meaning.values is None:
             # Not all in one go: indexing makes eight bytes of each.
@@ -306,13 +275,3 @@ class SegmentationDataModule(LightningDataModule):
                 self.notes.append(f"there are no {split} images")
             elif empty := sum(int((some == IGNORED).flatten(1).all(dim=1).sum()) for some in torch.split(target, 64)):
                 self.notes.append(f"{empty:,} {split} masks have no pixel that counts")
-
-    def _note_decoded(self, found: Mapping[str, Decoded]) -> None:
-        for where, one in found.items():
-            self.notes += [f"{count:,} images of {where} are {what}" for what, count in one.handled.items()]
-            if one.unreadable:
-                name, why = next(iter(one.unreadable.items()))
-                self.notes.append(
-                    f"{len(one.unreadable):,} images of {where} are left out, since they cannot be used: {name}: {why}"
-                    + (", ..." if len(one.unreadable) > 1 else "")
-                )

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -21,44 +19,37 @@ from datamodules.augment import Augmentation, AugmentedLoader
 from datamodules.columns import Column
 from datamodules.images import Size
 from datamodules.loading import TensorLoader
+from datamodules.pictures import (
+    Count,
+    PictureOptions,
+    decoded_alike,
+    encoded_raw,
+    note_decoded,
+    size_of,
+    split_by_pixels,
+    tensor_of,
+)
 from datamodules.schema import Schema
 from datamodules.sequences import on_device
-from datamodules.splits import NAMES, parts_by_hash, require_training_share
+from datamodules.splits import NAMES, require_training_share
 from datamodules.vision import other
-from datamodules.vision.decoded import Decoded, How, Source, Unreadable, decoded
+from datamodules.vision.decoded import Decoded, How, Source, decoded
 from datamodules.vision.statistics import statistics
-
-Count = Annotated[int, Gt(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
 
 EVAL_BATCH_SIZE = 512
 SMALLEST = 4  # pixels of a side: the networks halve it
 
 
-class Options(Augmentation):
+class Options(PictureOptions, Augmentation):
     """What all image classification data have in common.
 
     Attributes:
-        val_share: share of the training rows that validate, where the data name no validation rows.
-        test_share: share of the training rows that test, where the data name no test rows.
         image_size: height, or [height, width], that pictures are resized to; None where all have one size.
-        most_pixels: of an image file; larger ones are refused.
-        unreadable: what is done about images that cannot be decoded: error or skip.
-        batch_size: rows per optimizer step, over all processes together.
-        batches_per_call: mini-batches handed to one training_step.
         class_weights: of the loss: none, balanced, or a mapping of classes to weights.
-        seed: of the order of training rows and of their augmentation.
     """
 
-    val_share: Share
-    test_share: Share
     image_size: Count | list[Count] | None
-    most_pixels: Annotated[int, Gt(0), Lt(2**31)]
-    unreadable: Unreadable
-    batch_size: Count
-    batches_per_call: Count
     class_weights: label.Weights
-    seed: Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,10 @@ class Given:
 
     source: Source
     labels: Column
+
+    def source_of(self, how: How) -> Source:
+        """The pictures, however they are decoded."""
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ class VisionDataModule(LightningDataModule):
         """
         given = Given(*other.labelled(uri, schema["raw"], self.notes))
         found = decoded(given.source, self.how(tuple(schema["image_size"])))
-        self._note_decoded({uri: found})
+        note_decoded({uri: found}, self.notes)
         rows = self.known(_rows(given, found), schema["classes"], f"images of {uri}")
         self.names["test"] = rows.names
         return _tensors(rows, schema["classes"])
@@ -157,7 +152,7 @@ class VisionDataModule(LightningDataModule):
 
     def encode_raw(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """The model's inputs of what an exported graph takes."""
-        return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+        return encoded_raw(arrays)
 
     def train_dataloader(self) -> AugmentedLoader:
         """Shuffled and augmented training batches, lists of `batches_per_call` of them."""
@@ -197,12 +192,7 @@ class VisionDataModule(LightningDataModule):
     def image_size(self) -> Size | None:
         """Height and width that the options ask for. Raises ValueError for others than one or two numbers."""
         asked = self.options["image_size"]
-        if asked is None:
-            return None
-        sides = [asked, asked] if isinstance(asked, int) else list(asked)
-        if len(sides) != 2 or min(sides) < SMALLEST:
-            raise ValueError(f"image_size must be HEIGHT or [HEIGHT,WIDTH] of at least {SMALLEST} pixels, got {asked}")
-        return sides[0], sides[1]
+        return None if asked is None else size_of(asked, smallest=SMALLEST)
 
     def known(self, rows: Rows, classes: list[str], what: str) -> Rows:
         """The rows with a label that training has seen; how many have another is noted."""
@@ -215,17 +205,9 @@ class VisionDataModule(LightningDataModule):
 
     def _decoded(self, given: dict[str, Given]) -> dict[str, tuple[Rows, NDArray[np.uint64]]]:
         """For each split that the data name its rows and their hashes; all are of the first one's size."""
-        size, found = self.image_size, {}
-        for name, own in given.items():
-            found[name] = decoded(own.source, self.how(size))
-            height, width = found[name].pixels.shape[1:3]
-            if size is None and min(height, width) < SMALLEST:
-                raise ValueError(
-                    f"{own.source.where}: images of {height} x {width} pixels are too small for a network; give "
-                    f"data.image_size={SMALLEST} or more"
-                )
-            size = (height, width)
-        self._note_decoded({given[name].source.where: one for name, one in found.items()})
+        sources = {name: own.source_of for name, own in given.items()}
+        found = decoded_alike(sources, self.how(self.image_size), smallest=SMALLEST)
+        note_decoded({given[name].source.where: one for name, one in found.items()}, self.notes)
         told = hashlib.blake2b(digest_size=16)
         rows = {}
         for name, one in found.items():
@@ -238,13 +220,7 @@ class VisionDataModule(LightningDataModule):
     def _split(self, given: dict[str, tuple[Rows, NDArray[np.uint64]]]) -> dict[str, Rows]:
         """The splits that the data name, and the others taken out of the training rows by a hash of their pixels."""
         hashes = {name: own for name, (_, own) in given.items()}
-        parts = parts_by_hash(hashes, self.options)
-        training = hashes["train"][parts["train"][1]]
-        for name in (name for name in NAMES[1:] if name in given):
-            if num_known := int(np.isin(hashes[name], training).sum()):
-                self.notes.append(f"leakage: {num_known:,} of the {len(hashes[name]):,} {name} images train, too")
-        if num_more := len(training) - len(np.unique(training)):
-            self.notes.append(f"{num_more:,} training images are the same as another one")
+        parts = split_by_pixels(hashes, self.options, self.notes)
         return {name: given[origin][0].take(places) for name, (origin, places) in parts.items()}
 
     def _schema(self, classes: list[str]) -> Schema:
@@ -275,16 +251,6 @@ class VisionDataModule(LightningDataModule):
             if not size:
                 self.notes.append(f"there are no {split} images")
 
-    def _note_decoded(self, found: Mapping[str, Decoded]) -> None:
-        for where, one in found.items():
-            self.notes += [f"{count:,} images of {where} are {what}" for what, count in one.handled.items()]
-            if one.unreadable:
-                name, why = next(iter(one.unreadable.items()))
-                self.notes.append(
-                    f"{len(one.unreadable):,} images of {where} are left out, since they cannot be read: {name}: {why}"
-                    + (", ..." if len(one.unreadable) > 1 else "")
-                )
-
 
 def _rows(given: Given, found: Decoded) -> Rows:
     places = pa.array(found.places)
@@ -294,7 +260,4 @@ def _rows(given: Given, found: Decoded) -> Rows:
 
 def _tensors(rows: Rows, classes: list[str]) -> dict[str, Tensor]:
     target = label.encode(rows.labels, classes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the file's memory is read-only: nobody writes
-        images = torch.from_numpy(rows.pixels)
-    return {"image": images, "target": target, "row": torch.arange(len(target))}
+    return {"image": tensor_of(rows.pixels), "target": target, "row": torch.arange(len(target))}

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 from models.detection import boxes
 from models.detection.networks import LEAST_SCORE, MOST, MOST_CANDIDATES, DetectionNetwork
 from models.vision.networks import Pixels
-from models.vision.pretrained import replace
+from models.vision.pretrained import keep_statistics, published_of, replace, take_weights
 
 ARCHITECTURES = (
     "fcos_resnet50_fpn",
@@ -77,9 +77,7 @@ class TorchvisionDetector(DetectionNetwork):
     def train(self, mode: bool = True) -> "TorchvisionDetector":
         """Switch to training; the statistics of published weights stay what they are."""
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self.body)
         return self
 
     def score(self, image: Tensor, boxes: Tensor, target: Tensor, crowd: Tensor) -> Tensor:
@@ -153,13 +151,5 @@ def body_of(architecture: str, weights: str | None, *, num_classes: int) -> Any:
     Raises ValueError for weights that there are not.
     """
     body = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, num_classes=num_classes)
-    if weights is None:
-        return body
-    published = torchvision.models.get_model_weights(architecture)
-    names = ["DEFAULT", *(one.name for one in published)]
-    if weights not in names:
-        raise ValueError(f"weights of {architecture} must be null or among {', '.join(names)}; got {weights!r}")
-    own, given = body.state_dict(), published[weights].get_state_dict(progress=False, check_hash=True)
-    fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
-    body.load_state_dict(fitting, strict=False)
+    take_weights(body, published_of(architecture, weights))
     return body

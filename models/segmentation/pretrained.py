@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.segmentation.networks import SegmentationNetwork
-from models.vision.pretrained import replace
+from models.vision.pretrained import keep_statistics, published_of, replace, take_weights
 
 
 class TorchvisionSegmenter(SegmentationNetwork):
@@ -54,9 +54,7 @@ class TorchvisionSegmenter(SegmentationNetwork):
     def train(self, mode: bool = True) -> "TorchvisionSegmenter":
         """Switch to training; the statistics of published weights stay what they are."""
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self.body)
         return self
 
 
@@ -65,22 +63,12 @@ def weights_of(architecture: str, weights: str | None) -> Any:
     known = torchvision.models.list_models(module=torchvision.models.segmentation)
     if architecture not in known:
         raise ValueError(f"architecture must be one of torchvision's, {', '.join(known)}; got {architecture!r}")
-    if weights is None:
-        return None
-    published = torchvision.models.get_model_weights(architecture)
-    names = ["DEFAULT", *(one.name for one in published)]
-    if weights not in names:
-        raise ValueError(f"weights of {architecture} must be null or among {', '.join(names)}; got {weights!r}")
-    return published[weights]
+    return published_of(architecture, weights)
 
 
 def body_of(architecture: str, published: Any, *, num_classes: int) -> nn.Module:
     """Make a network of torchvision with so many outputs; published weights are taken where their sizes fit."""
     builder = torchvision.models.get_model_builder(architecture)
     body: nn.Module = builder(weights=None, weights_backbone=None, num_classes=num_classes)
-    if published is not None:
-        own = body.state_dict()
-        given = published.get_state_dict(progress=False, check_hash=True)
-        fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
-        body.load_state_dict(fitting, strict=False)
+    take_weights(body, published)
     return body

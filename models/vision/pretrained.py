@@ -63,9 +63,7 @@ class Torchvision(VisionNetwork):
     def train(self, mode: bool = True) -> "Torchvision":
         """Switch to training; the statistics of published weights stay what they are."""
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self.body)
         return self
 
 
@@ -93,6 +91,11 @@ def weights_of(architecture: str, weights: str | None) -> Any:
         raise ValueError(
             f"architecture must be a classifier of torchvision, such as {', '.join(near)}: {architecture!r}"
         )
+    return published_of(architecture, weights)
+
+
+def published_of(architecture: str, weights: str | None) -> Any:
+    """Published weights of a network of torchvision; None for none. Raises ValueError naming what there is."""
     if weights is None:
         return None
     published = torchvision.models.get_model_weights(architecture)
@@ -110,14 +113,24 @@ def body_of(architecture: str, published: Any, *, num_classes: int) -> nn.Module
     if kind is not None:  # outputs beside the logits in training, and a slow first draw of weights
         options |= {"aux_logits": False, "init_weights": published is None}
     body: nn.Module = builder(weights=None, **options)
-    if published is not None:
-        own = body.state_dict()
-        given = published.get_state_dict(progress=False, check_hash=True)
-        body.load_state_dict(
-            {name: value for name, value in given.items() if name in own and value.shape == own[name].shape},
-            strict=False,
-        )
+    take_weights(body, published)
     return body
+
+
+def take_weights(body: nn.Module, published: Any) -> None:
+    """Load published weights where their sizes fit; nothing where there are none."""
+    if published is None:
+        return
+    own, given = body.state_dict(), published.get_state_dict(progress=False, check_hash=True)
+    fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    body.load_state_dict(fitting, strict=False)
+
+
+def keep_statistics(body: nn.Module) -> None:
+    """Let the batch statistics of published weights be what they are, also in training."""
+    for module in body.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def replace(module: nn.Module, *, has_weights: bool) -> None:

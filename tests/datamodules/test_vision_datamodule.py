@@ -375,7 +375,7 @@ def test_unreadable_images_are_named_or_left_out_and_counted(folder):
         of_folder(folder)
     module = of_folder(folder, unreadable="skip")
     assert content(module) == EXPECTED
-    assert noted(module, r"2 images of .* are left out, since they cannot be read: cat/bad.png: it is no image")
+    assert noted(module, r"2 images of .* are left out, since they cannot be used: cat/bad.png: it is no image")
     again = of_folder(folder, unreadable="skip")  # out of the cache
     assert noted(again, "2 images of .* are left out")
 
