@@ -12,8 +12,7 @@ from datamodules.coco import CocoImage, CocoObject, read_coco
 from datamodules.images import Size
 from datamodules.segmentation.datamodule import Options, SegmentationDataModule
 from datamodules.segmentation.masks import Mask, Meaning, Pairs, told
-from datamodules.sources import place_of
-from datamodules.vision.files import MISSING, read_bytes
+from datamodules.vision.files import of_paths
 
 GROUND = "background"
 FINE = 3  # times as many pixels a side that polygons are filled with
@@ -29,7 +28,7 @@ class CocoMasks(SegmentationDataModule):
         path: annotations of the training images, local or on S3.
         val_path: of the validation images; None to take them out of the training images.
         test_path: of the test images; None to take them out of the training images.
-        images: folder of the images; None for that of the annotations.
+        image_root: folder that the file names start from; None for the annotation file's own.
         options: see `Options`.
     """
 
@@ -39,12 +38,11 @@ class CocoMasks(SegmentationDataModule):
         path: str,
         val_path: str | None,
         test_path: str | None,
-        images: str | None,
+        image_root: str | None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__({"image_root": images}, Meaning(None, None), options)
+        super().__init__({"image_root": image_root}, Meaning(None, None), options)
         self.paths = {"train": path, "val": val_path, "test": test_path}
-        self.images = images
         self.name = path.rstrip("/").rsplit("/", 1)[-1]
 
     def read(self) -> dict[str, Pairs]:
@@ -54,7 +52,7 @@ class CocoMasks(SegmentationDataModule):
         self.meaning = Meaning.of([GROUND, *names], None)
         classes = list(self.meaning.values or {})
         return {
-            split: _pairs(uri, images, self.images, classes, self.options, self.notes)
+            split: _pairs(uri, images, self.raw["image_root"], classes, self.options, self.notes)
             for split, (uri, images) in listed.items()
         }
 
@@ -74,20 +72,18 @@ def _pairs(
     if strange:
         some = ", ".join(sorted(set(strange))[:5])
         notes.append(f"{len(strange):,} objects of {uri} are of categories that training has not ({some}): background")
-    start = (root or posixpath.dirname(uri) or ".").rstrip("/")
-    places = [place_of(f"{start}/{image.name}", "a folder of images") for image in images]
+    source = of_paths(uri, [image.name for image in images], root or posixpath.dirname(uri) or ".", notes)
+
+    def image(place: int) -> bytes:
+        found = source.read(place)
+        assert isinstance(found, bytes)  # of paths
+        return found
 
     def mask(place: int, size: Size) -> Mask:
         return painted(images[place], size, known)
 
-    # Reading all sizes and times is what opening the files would cost; annotations of other images are another file.
-    version = [uri, start, [_version(*at) for at in places], [repr(image) for image in images], list(classes)]
-    return Pairs(uri, [image.name for image in images], lambda place: read_bytes(*places[place]), mask, version)
-
-
-def _version(filesystem: Any, path: str) -> list[Any]:
-    info = filesystem.get_file_info(path)
-    return [info.size, info.mtime_ns] if info.is_file else [MISSING]
+    version = [uri, source.version, [repr(image) for image in images], list(classes)]
+    return Pairs(uri, source.names, image, mask, version)
 
 
 def painted(image: CocoImage, size: Size, known: dict[str, int]) -> Mask:

@@ -340,7 +340,7 @@ def coco(root, objects, *, num=8, size=(16, 20)):
 
 
 def painted(root, objects, **options):
-    module = made(coco(root, objects, **options), CocoMasks, val_path=None, test_path=None, images=None)
+    module = made(coco(root, objects, **options), CocoMasks, val_path=None, test_path=None, image_root=None)
     return module, module.tensors["train"]["target"][0].numpy()
 
 
@@ -400,4 +400,16 @@ def test_an_annotation_of_another_size_than_its_image_is_told(tmp_path):
     path = coco(tmp_path, [{"segmentation": [BOX]}])
     save(tmp_path / "3.png", pictures(1, size=(17, 20))[0][0])
     with pytest.raises(ValueError, match=r"3.png: it has 17 x 20 pixels, its annotation 16 x 20"):
-        made(path, CocoMasks, val_path=None, test_path=None, images=None, image_size=16)
+        made(path, CocoMasks, val_path=None, test_path=None, image_root=None, image_size=16)
+
+
+def test_file_names_may_be_absolute_and_start_from_another_folder(tmp_path):
+    path = coco(tmp_path / "photos", [{"segmentation": [BOX]}])
+    given = json.loads(path.read_text())
+    given["images"][0]["file_name"] = str(tmp_path / "photos" / "0.png")
+    moved = tmp_path / "annotations.json"
+    moved.write_text(json.dumps(given))
+    root = str(tmp_path / "photos")
+    module = made(moved, CocoMasks, val_path=None, test_path=None, image_root=root)
+    beside = made(path, CocoMasks, val_path=None, test_path=None, image_root=None)
+    assert torch.equal(module.tensors["train"]["image"], beside.tensors["train"]["image"])
