@@ -105,8 +105,9 @@ class ScaledConv2d(nn.Conv2d):
         """The weights that are convolved with."""
         fan_in = self.weight[0].numel()
         # layer_norm is what standardizes rows at a tenth of var_mean's cost.
-        rows = functional.layer_norm(self.weight.flatten(1), (fan_in,), eps=1e-4 / fan_in)
-        return (rows * (STEEPNESS * fan_in**-0.5 * self.gain).unsqueeze(1)).view_as(self.weight)
+        rows: Tensor = functional.layer_norm(self.weight.flatten(1), (fan_in,), eps=1e-4 / fan_in)
+        scale: Tensor = STEEPNESS * fan_in**-0.5 * self.gain
+        return (rows * scale.unsqueeze(1)).view_as(self.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Convolve [B, inputs, H, W]."""
