@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datamodules.images import Size
 from datamodules.splits import NAMES, parts_by_hash
-from datamodules.vision.decoded import Decoded, How, Source, Unreadable, decoded
+from datamodules.vision.decoded import How, Source, Unreadable, decoded
+from datamodules.vision.kept import Decoded
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]

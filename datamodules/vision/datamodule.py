@@ -33,7 +33,8 @@ from datamodules.schema import Schema
 from datamodules.sequences import on_device
 from datamodules.splits import NAMES, require_training_share
 from datamodules.vision import other
-from datamodules.vision.decoded import Decoded, How, Source, decoded
+from datamodules.vision.decoded import How, Source, decoded
+from datamodules.vision.kept import Decoded
 from datamodules.vision.statistics import statistics
 
 EVAL_BATCH_SIZE = 512
