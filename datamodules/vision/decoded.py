@@ -11,16 +11,17 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from datamodules.cache import cache_file, one_at_a_time, write_atomically
 from datamodules.images import Opened, Picture, Pixels, Size, calm, decode, prepared
-from datamodules.vision.kept import Decoded, Index, read, write
+from datamodules.vision.kept import Decoded, read, write
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,10 @@ def picture_of(source: Source, place: int, how: How) -> Picture:
     return prepared(given, size=how.size)
 
 
-def decode_all(source: Source, how: How, keep: Callable[[Pixels], Any]) -> Index:
+def decode_all(source: Source, how: How, keep: Callable[[Pixels], Any]) -> tuple[Decoded, NDArray[np.int64]]:
     """Decode each picture, hand the pixels of what can be read to `keep` in the source's order, and hold none of them.
 
-    Raises ValueError as `decoded` does.
+    Return what is known of them, and of each row its number among those that were kept. Raises ValueError as `decoded`.
     """
     places: list[int] = []
     sizes: list[Size] = []
@@ -121,7 +122,7 @@ def decode_all(source: Source, how: How, keep: Callable[[Pixels], Any]) -> Index
     hashes = np.frombuffer(b"".join(digests), np.uint64)
     order = np.argsort(hashes, kind="stable")
     where = np.asarray(places, np.int64)[order], np.asarray(sizes, np.int32)[order]
-    return Index(shape, order, hashes[order], *where, dict(handled), unreadable)
+    return Decoded(None, shape, hashes[order], *where, dict(handled), unreadable), order
 
 
 def _require_readable(source: Source, how: How, unreadable: dict[str, str], num_readable: int) -> None:
@@ -159,11 +160,11 @@ def _told(shape: Sequence[int]) -> str:
 
 def _in_memory(source: Source, how: How) -> Decoded:
     pixels: list[Pixels] = []
-    index = decode_all(source, how, pixels.append)
-    ordered = np.empty((len(pixels), *index.shape), np.uint8)
-    for row, number in enumerate(index.order):
+    found, order = decode_all(source, how, pixels.append)
+    ordered = np.empty((len(pixels), *found.shape), np.uint8)
+    for row, number in enumerate(order):
         ordered[row] = pixels[number]
-    return index.decoded(ordered)
+    return replace(found, pixels=ordered)
 
 
 def _make(path: Path, source: Source, how: How) -> Decoded:
@@ -171,9 +172,9 @@ def _make(path: Path, source: Source, how: How) -> Decoded:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as unordered:
-            index = decode_all(source, how, lambda pixels: unordered.write(np.ascontiguousarray(pixels).data))
+            found, order = decode_all(source, how, lambda pixels: unordered.write(np.ascontiguousarray(pixels).data))
             unordered.flush()
-            write_atomically(path, lambda file: write(file, index, unordered.fileno()))
+            write_atomically(path, lambda file: write(file, found, order, unordered.fileno()))
     except OSError as error:
         log.warning("the decoded images are not cached (%s); set FULLCYCLE_CACHE to a folder with room for them", error)
         return _in_memory(source, how)

@@ -24,6 +24,7 @@ OPTIONS = {
     "val_share": 0.2,
     "test_share": 0.2,
     "image_size": None,
+    "decode": "once",
     "most_pixels": 1_000_000,
     "unreadable": "error",
     "batch_size": 16,
