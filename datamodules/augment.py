@@ -152,11 +152,17 @@ class AugmentedLoader(TensorLoader):
                 self._mix(batch, self._others(order, number))
         return batches
 
+    def _coming(self, order: Tensor | None, first: int, last: int) -> Tensor:
+        rows = super()._coming(order, first, last)
+        if not self.how["mixup"] and not self.how["cutmix"]:
+            return rows
+        return torch.cat([rows, *(self._others(order, number) for number in range(first, last))])
+
     def _others(self, order: Tensor | None, number: int) -> Tensor:
         """The rows that this rank's rows of a global mini-batch are mixed with."""
         begin = number * self.batch_size
         end = min(begin + self.batch_size, self.num_rows)
-        window = torch.arange(begin, end, device=self.fill.device) if order is None else order[begin:end]
+        window = torch.arange(begin, end, device=self._device) if order is None else order[begin:end]
         rank, world_size = rank_and_world_size()
         return window.roll(1)[rank::world_size]
 
@@ -164,7 +170,7 @@ class AugmentedLoader(TensorLoader):
         return augmented(images, rows, self.how, seed=self.seed, epoch=self.epoch, fill=self.fill)
 
     def _mix(self, batch: Batch, others: Tensor) -> None:
-        other = {name: self.tensors[name].index_select(0, others) for name in ("image", "target", "row")}
+        other = {name: self._taken(name, others) for name in ("image", "target", "row")}
         images = self._augmented(other["image"], other["row"])
         options = {"seed": self.seed, "epoch": self.epoch}
         batch["image"], batch["share"] = mixed(batch["image"], images, batch["row"], self.how, **options)

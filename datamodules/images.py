@@ -46,9 +46,14 @@ class Picture:
 def calm() -> Iterator[None]:
     """Keep Pillow from warning of what `decode` handles or refuses; around many calls, since it costs time."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        quiet()
         yield
+
+
+def quiet() -> None:
+    """The same from now on, for threads that decode while others go on: what `calm` does is done to all of them."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 def decode(data: bytes, *, size: Size | None, most_pixels: int) -> Picture:

@@ -107,6 +107,9 @@ class TensorLoader(Loader):
     `batch_size` is the global one: rank r of R takes every R-th row of each global batch, so that the ranks together
     see what one process would see, each row once, with nothing padded or dropped.
 
+    A column may be of rows that are yet to be read: then it has `expect(rows)`, which begins with rows that it will be
+    asked for, those of the next call while the steps of this one run; and `forget()`, when nobody will ask.
+
     With `batches_per_call` set, it yields lists of that many consecutive mini-batches, gathered by one indexing
     operation, for a `training_step` that takes several optimizer steps; without, it yields single batches.
     """
@@ -136,15 +139,24 @@ class TensorLoader(Loader):
         )
         self.batch_size = batch_size
         self.positive_share = positive_share
+        self.unread: dict[str, Any] = {
+            name: column for name, column in self.tensors.items() if hasattr(column, "expect")
+        }
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
-        for first, last in self.calls():
-            start = time.perf_counter()
-            batches = self._gather(order, first, last)
-            self.rows_seen += min(last * self.batch_size, self.num_rows) - first * self.batch_size
-            self.seconds_waiting += time.perf_counter() - start
-            yield batches if self.batches_per_call else batches[0]
+        try:
+            for first, last in self.calls():
+                start = time.perf_counter()
+                self._expect(order, first, last)
+                batches = self._gather(order, first, last)
+                self._expect(order, last, min(last + (self.batches_per_call or 1), self.num_batches))
+                self.rows_seen += min(last * self.batch_size, self.num_rows) - first * self.batch_size
+                self.seconds_waiting += time.perf_counter() - start
+                yield batches if self.batches_per_call else batches[0]
+        finally:
+            for column in self.unread.values():
+                column.forget()
 
     def _order(self) -> Tensor | None:
         if not self.shuffle:
@@ -153,24 +165,46 @@ class TensorLoader(Loader):
         order = epoch_order(
             self.num_rows, seed=self.seed, epoch=self.epoch, positives=positives, share=self.positive_share
         )
-        return order.to(next(iter(self.tensors.values())).device)
+        return order.to(self._device)
 
-    def _gather(self, order: Tensor | None, first: int, last: int) -> list[Batch]:
-        """Return this rank's part of the global mini-batches first..last-1."""
+    @property
+    def _device(self) -> torch.device | str:
+        """Where row numbers are: on the CPU for columns that are yet to be read, so that nobody waits for a GPU."""
+        return "cpu" if self.unread else next(iter(self.tensors.values())).device
+
+    def _rows(self, order: Tensor | None, first: int, last: int) -> tuple[Tensor | slice, list[int]]:
+        """This rank's rows of the global mini-batches first..last-1, and how many are of each."""
         rank, world_size = rank_and_world_size()
         begin, end = first * self.batch_size, min(last * self.batch_size, self.num_rows)
         if world_size == 1:
             sizes = [self.batch_size] * (last - first - 1) + [end - begin - (last - first - 1) * self.batch_size]
-            rows: Tensor | slice = slice(begin, end) if order is None else order[begin:end]
-        else:
-            device = next(iter(self.tensors.values())).device
-            window = torch.arange(begin, end, device=device) if order is None else order[begin:end]
-            parts = [part[rank::world_size] for part in torch.split(window, self.batch_size)]
-            sizes, rows = [len(part) for part in parts], torch.cat(parts)
-        taken = {
-            name: tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
-            for name, tensor in self.tensors.items()
-        }
+            return (slice(begin, end) if order is None else order[begin:end]), sizes
+        window = torch.arange(begin, end, device=self._device) if order is None else order[begin:end]
+        parts = [part[rank::world_size] for part in torch.split(window, self.batch_size)]
+        return torch.cat(parts), [len(part) for part in parts]
+
+    def _expect(self, order: Tensor | None, first: int, last: int) -> None:
+        """Let columns that are yet to be read begin with the global mini-batches first..last-1."""
+        if self.unread and first < last:
+            numbers = self._coming(order, first, last)
+            for column in self.unread.values():
+                column.expect(numbers)
+
+    def _coming(self, order: Tensor | None, first: int, last: int) -> Tensor:
+        """All rows that this rank will take for the global mini-batches first..last-1."""
+        rows, _ = self._rows(order, first, last)
+        return torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+    def _taken(self, name: str, rows: Tensor | slice) -> Any:
+        column = self.tensors[name]
+        if isinstance(rows, slice) or name in self.unread:
+            return column[rows]
+        return column.index_select(0, rows.to(column.device))
+
+    def _gather(self, order: Tensor | None, first: int, last: int) -> list[Batch]:
+        """Return this rank's part of the global mini-batches first..last-1."""
+        rows, sizes = self._rows(order, first, last)
+        taken = {name: self._taken(name, rows) for name in self.tensors}
         columns = [torch.split(tensor, sizes) for tensor in taken.values()]
         batches: list[Batch] = [dict(zip(taken, values, strict=True)) for values in zip(*columns, strict=True)]
         for number, batch in enumerate(batches, start=first):

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from datamodules.images import Size
 from datamodules.splits import NAMES, parts_by_hash
-from datamodules.vision.decoded import Decoded, How, Source, Unreadable, decoded
+from datamodules.vision.decoded import How, Source, Unreadable, decoded
+from datamodules.vision.kept import Decoded
+from datamodules.vision.undecoded import Undecoded
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -48,7 +50,13 @@ def size_of(asked: int | list[int], *, smallest: int) -> Size:
     return sides[0], sides[1]
 
 
-def decoded_alike(sources: Mapping[str, Callable[[How], Source]], how: How, *, smallest: int) -> dict[str, Decoded]:
+def decoded_alike(
+    sources: Mapping[str, Callable[[How], Source]],
+    how: How,
+    *,
+    smallest: int,
+    decode: Callable[[Source, How], Decoded] = decoded,
+) -> dict[str, Decoded]:
     """Decode the pictures of each split; where `how` has no size, all are of the first one's.
 
     Raises ValueError where those are smaller than `smallest` pixels a side.
@@ -56,7 +64,7 @@ def decoded_alike(sources: Mapping[str, Callable[[How], Source]], how: How, *, s
     found = {}
     for name, source_of in sources.items():
         source = source_of(how)
-        found[name] = decoded(source, how)
+        found[name] = decode(source, how)
         height, width = found[name].pixels.shape[1:3]
         if min(height, width) < smallest:
             raise ValueError(
@@ -94,8 +102,18 @@ def note_decoded(found: Mapping[str, Decoded], notes: list[str]) -> None:
             notes.append(f"{num:,} images of {where} are left out, since they cannot be used: {name}: {why}{more}")
 
 
-def tensor_of(pixels: NDArray[np.uint8]) -> Tensor:
-    """The pixels of a memory-mapped file as a tensor of the same memory, to which nobody may write."""
+def taken(pixels: Any, places: NDArray[np.int64]) -> Any:
+    """The pictures at these places; a slice of one piece is not copied, and what is not decoded stays so."""
+    if isinstance(pixels, Undecoded):
+        return pixels.take(places)
+    is_slice = len(places) and places[-1] - places[0] + 1 == len(places)
+    return pixels[places[0] : places[-1] + 1] if is_slice else pixels[places]
+
+
+def tensor_of(pixels: Any) -> Any:
+    """The pixels of a memory-mapped file as a tensor of the same memory, to which nobody may write; or `Undecoded`."""
+    if isinstance(pixels, Undecoded):
+        return pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(pixels)

@@ -23,7 +23,8 @@ from datamodules.pictures import Count, PictureOptions, encoded_raw, note_decode
 from datamodules.schema import Schema
 from datamodules.sequences import on_device
 from datamodules.splits import NAMES, require_training_share
-from datamodules.vision.decoded import Decoded, How, decoded
+from datamodules.vision.decoded import How, decoded
+from datamodules.vision.kept import Decoded
 from datamodules.vision.statistics import statistics
 
 EVAL_BATCH_SIZE = 64

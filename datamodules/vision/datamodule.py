@@ -1,11 +1,11 @@
-"""What all image classification data share: pictures are decoded once into a cached file, split, batched by index."""
+"""What all image classification data share: pictures are decoded once or always, split, and batched by index."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +27,17 @@ from datamodules.pictures import (
     note_decoded,
     size_of,
     split_by_pixels,
+    taken,
     tensor_of,
 )
 from datamodules.schema import Schema
 from datamodules.sequences import on_device
 from datamodules.splits import NAMES, require_training_share
 from datamodules.vision import other
-from datamodules.vision.decoded import Decoded, How, Source, decoded
+from datamodules.vision.decoded import How, Source, decoded
+from datamodules.vision.kept import Decoded
 from datamodules.vision.statistics import statistics
+from datamodules.vision.undecoded import undecoded
 
 EVAL_BATCH_SIZE = 512
 SMALLEST = 4  # pixels of a side: the networks halve it
@@ -45,10 +48,13 @@ class Options(PictureOptions, Augmentation):
 
     Attributes:
         image_size: height, or [height, width], that pictures are resized to; None where all have one size.
+        decode: once, into a cached file that is mapped into memory and lives on the device; or always, in every epoch,
+            where that would be too large.
         class_weights: of the loss: none, balanced, or a mapping of classes to weights.
     """
 
     image_size: Count | list[Count] | None
+    decode: Literal["once", "always"]
     class_weights: label.Weights
 
 
@@ -66,26 +72,25 @@ class Given:
 
 @dataclass(frozen=True)
 class Rows:
-    """Decoded pictures of a split, with what they were called and are labelled."""
+    """Pictures of a split, as `Decoded` has them, with what they were called and are labelled."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Any
     names: Column
     labels: Column
 
     def take(self, places: NDArray[Any]) -> "Rows":
-        """The rows at these places, or where a mask is true; a slice of one piece is not copied."""
+        """The rows at these places, or where a mask is true."""
         chosen = np.flatnonzero(places) if places.dtype == bool else places
-        is_slice = len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen)
-        pixels = self.pixels[chosen[0] : chosen[-1] + 1] if is_slice else self.pixels[chosen]
-        return Rows(pixels, self.names.take(pa.array(chosen)), self.labels.take(pa.array(chosen)))
+        return Rows(taken(self.pixels, chosen), self.names.take(pa.array(chosen)), self.labels.take(pa.array(chosen)))
 
 
 class VisionDataModule(LightningDataModule):
     """Decodes, splits and batches pictures; `Digits` and the others say where they come from.
 
-    After `setup`: `schema`; `tensors[split]` with image (uint8 [N, H, W, 3]), target (int64 [N]) and row, the number of
-    the row in the split; `names[split]` of the pictures; `fingerprint` of pictures and labels; `notes` for the user;
-    one-line `summary`. `load_other` and `iter_other` read other data by a finished run's schema.
+    After `setup`: `schema`; `tensors[split]` with image (uint8 [N, H, W, 3], a tensor, or with decode=always what is
+    indexed like one), target (int64 [N]) and row, the number of the row in the split; `names[split]` of the pictures;
+    `fingerprint` of pictures and labels; `notes` for the user; one-line `summary`. `load_other` and `iter_other` read
+    other data by a finished run's schema.
 
     Args:
         raw: what reading other data needs; kept in the schema.
@@ -98,8 +103,9 @@ class VisionDataModule(LightningDataModule):
         super().__init__()
         require_training_share(options)
         self.raw, self.options = dict(raw), options
+        self.decode = decoded if options["decode"] == "once" else undecoded
         self.schema: Schema = {}
-        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.tensors: dict[str, dict[str, Any]] = {}
         self.names: dict[str, Column] = {}
         self.fingerprint, self.summary = "", ""
         self.notes: list[str] = []
@@ -123,13 +129,13 @@ class VisionDataModule(LightningDataModule):
         self.schema = self._schema(classes)
         self._describe()
 
-    def load_other(self, uri: str, schema: Schema) -> dict[str, Tensor]:
+    def load_other(self, uri: str, schema: Schema) -> dict[str, Any]:
         """All labelled pictures at another place by a finished run's schema; keys as in `tensors[split]`.
 
         A table has the columns that the schema names; a folder has class folders. `names["test"]` are theirs then.
         """
         given = Given(*other.labelled(uri, schema["raw"], self.notes))
-        found = decoded(given.source, self.how(tuple(schema["image_size"])))
+        found = self.decode(given.source, self.how(tuple(schema["image_size"])))
         note_decoded({uri: found}, self.notes)
         rows = self.known(_rows(given, found), schema["classes"], f"images of {uri}")
         self.names["test"] = rows.names
@@ -140,7 +146,7 @@ class VisionDataModule(LightningDataModule):
         how = self.how(tuple(schema["image_size"]))._replace(unreadable="error")  # no row may be missing
         for batch, source in other.batches(uri, schema["raw"]):
             if batch.num_rows:
-                found = decoded(source, how)
+                found = decoded(source if self.decode is decoded else replace(source, version=None), how)
                 pixels = found.pixels[np.argsort(found.places)]
             else:
                 pixels = np.empty((0, *schema["image_size"], 3), np.uint8)
@@ -174,7 +180,7 @@ class VisionDataModule(LightningDataModule):
         """Test batches; nothing where there are no test rows."""
         return self.eval_dataloader(self.tensors["test"])
 
-    def eval_dataloader(self, tensors: dict[str, Tensor]) -> TensorLoader | list[TensorLoader]:
+    def eval_dataloader(self, tensors: dict[str, Any]) -> TensorLoader | list[TensorLoader]:
         """Batches of rows such as `load_other` gives, as they are."""
         if not len(tensors["target"]):
             return []
@@ -206,7 +212,7 @@ class VisionDataModule(LightningDataModule):
     def _decoded(self, given: dict[str, Given]) -> dict[str, tuple[Rows, NDArray[np.uint64]]]:
         """For each split that the data name its rows and their hashes; all are of the first one's size."""
         sources = {name: own.source_of for name, own in given.items()}
-        found = decoded_alike(sources, self.how(self.image_size), smallest=SMALLEST)
+        found = decoded_alike(sources, self.how(self.image_size), smallest=SMALLEST, decode=self.decode)
         note_decoded({given[name].source.where: one for name, one in found.items()}, self.notes)
         told = hashlib.blake2b(digest_size=16)
         rows = {}
@@ -258,6 +264,6 @@ def _rows(given: Given, found: Decoded) -> Rows:
     return Rows(found.pixels, names.take(places), given.labels.take(places))
 
 
-def _tensors(rows: Rows, classes: list[str]) -> dict[str, Tensor]:
+def _tensors(rows: Rows, classes: list[str]) -> dict[str, Any]:
     target = label.encode(rows.labels, classes)
     return {"image": tensor_of(rows.pixels), "target": target, "row": torch.arange(len(target))}

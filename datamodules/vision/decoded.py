@@ -1,32 +1,33 @@
 """All pictures of a source, decoded once into one memory-mapped file of uint8 [N, H, W, 3].
 
 Rows lie in the order of a hash of their pixels: equal pictures lie side by side, and a share of the rows is a slice.
+They are written as they are decoded and then put in order from file to file: memory never holds all of them.
 """
 
 import hashlib
-import json
 import logging
-from collections import Counter
+import os
+import tempfile
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
-import pyarrow as pa
-import pyarrow.ipc
 from numpy.typing import NDArray
 
 from datamodules.cache import cache_file, one_at_a_time, write_atomically
 from datamodules.images import Opened, Picture, Pixels, Size, calm, decode, prepared
+from datamodules.vision.kept import Decoded, read, write
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of what is made here: a new one makes old cache files stale
-THREADS = 4  # Pillow decodes without holding the interpreter
-AHEAD = 256  # pictures that are decoded at a time
+THREADS = min(32, max(4, os.cpu_count() or 1))  # Pillow decodes without holding the interpreter
+AHEAD = 4 * THREADS  # pictures that are decoded at a time
 
 Unreadable = Literal["error", "skip"]
 
@@ -57,30 +58,6 @@ class Source:
     version: Any = None
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Decoded pictures.
-
-    Attributes:
-        pixels: uint8 [N, H, W, 3], or with the source's further channels, those of a cache file mapped into memory.
-        hashes: of the pixels' colours, ascending, [N].
-        places: of each row in the source, [N].
-        sizes: height and width before resizing, upright, int32 [N, 2].
-        handled: how many were something that a plain picture is not, by words for it.
-        unreadable: what was wrong with those that are left out, by name.
-    """
-
-    pixels: Pixels
-    hashes: NDArray[np.uint64]
-    places: NDArray[np.int64]
-    sizes: NDArray[np.int32]
-    handled: dict[str, int]
-    unreadable: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
 def decoded(source: Source, how: How) -> Decoded:
     """The pictures of a source, from the cache where they are.
 
@@ -88,21 +65,39 @@ def decoded(source: Source, how: How) -> Decoded:
         ValueError: some cannot be read and are not to be skipped, or they differ in size and none is given.
     """
     if source.version is None:
-        return _ordered(*_decode_all(source, how))
-    determined = {"version": VERSION, "pillow": PIL.__version__, "source": source.version, "how": how._asdict()}
-    path = cache_file("images", determined, ".arrow")
-    found = _read(path)
+        return _in_memory(source, how)
+    path = cache_file("images", determined(source, how), ".arrow")
+    found = read(path)
     if found is None:
         with one_at_a_time(path):
-            found = _read(path) or _make(path, _ordered(*_decode_all(source, how)))
+            found = read(path) or _make(path, source, how)
     return found
 
 
-def _decode_all(source: Source, how: How) -> tuple[list[int], list[Size], Pixels, dict[str, int], dict[str, str]]:
-    """Places, sizes and pixels of what can be read, and what was handled and unreadable."""
+def determined(source: Source, how: How) -> dict[str, Any]:
+    """JSON of all that the pixels depend on."""
+    return {"version": VERSION, "pillow": PIL.__version__, "source": source.version, "how": how._asdict()}
+
+
+def picture_of(source: Source, place: int, how: How) -> Picture:
+    """Decode one picture; within `calm`. Raises OSError or ValueError where it cannot be read."""
+    given = source.read(place)
+    if isinstance(given, Picture):
+        return given
+    if isinstance(given, bytes):
+        return decode(given, size=how.size, most_pixels=how.most_pixels)
+    return prepared(given, size=how.size)
+
+
+def decode_all(source: Source, how: How, keep: Callable[[Pixels], Any]) -> tuple[Decoded, NDArray[np.int64]]:
+    """Decode each picture, hand the pixels of what can be read to `keep` in the source's order, and hold none of them.
+
+    Return what is known of them, and of each row its number among those that were kept. Raises ValueError as `decoded`.
+    """
     places: list[int] = []
     sizes: list[Size] = []
-    pixels = np.empty((0, 0, 0, 3), np.uint8)
+    digests: list[bytes] = []
+    shape: tuple[int, ...] = ()
     handled: Counter[str] = Counter()
     unreadable: dict[str, str] = {}
     with calm():
@@ -110,104 +105,77 @@ def _decode_all(source: Source, how: How) -> tuple[list[int], list[Size], Pixels
             if isinstance(found, str):
                 unreadable[source.names[place]] = found
                 continue
-            if not places:
-                pixels = np.empty((len(source.names), *found.pixels.shape), np.uint8)
-            elif found.pixels.shape != pixels.shape[1:]:
+            picture, digest = found
+            shape = shape or picture.pixels.shape
+            if picture.pixels.shape != shape:
                 raise ValueError(
-                    f"{source.where}: images differ in size: {source.names[places[0]]} has {_told(pixels[0])} pixels, "
-                    f"{source.names[place]} {_told(found.pixels)}; give data.image_size=HEIGHT or [HEIGHT,WIDTH]"
+                    f"{source.where}: images differ in size: {source.names[places[0]]} has {_told(shape)} pixels, "
+                    f"{source.names[place]} {_told(picture.pixels.shape)}; give data.image_size=HEIGHT or "
+                    "[HEIGHT,WIDTH]"
                 )
-            handled.update(found.handled)
-            pixels[len(places)] = found.pixels
+            keep(picture.pixels)
+            handled.update(picture.handled)
             places.append(place)
-            sizes.append(found.size)
+            sizes.append(picture.size)
+            digests.append(digest)
+    _require_readable(source, how, unreadable, len(places))
+    hashes = np.frombuffer(b"".join(digests), np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    where = np.asarray(places, np.int64)[order], np.asarray(sizes, np.int32)[order]
+    return Decoded(None, shape, hashes[order], *where, dict(handled), unreadable), order
+
+
+def _require_readable(source: Source, how: How, unreadable: dict[str, str], num_readable: int) -> None:
     if unreadable and how.unreadable == "error":
         name, why = next(iter(unreadable.items()))
         more = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
         raise ValueError(f"{source.where}: {name}: {why}{more}; mend or remove it, or give data.unreadable=skip")
-    if not places:
+    if not num_readable:
         raise ValueError(f"{source.where}: there are no images that can be read")
-    return places, sizes, pixels[: len(places)], dict(handled), unreadable
 
 
-def _in_order(source: Source, how: How) -> Iterator[Picture | str]:
-    """Each picture, or what is wrong with it."""
+def _in_order(source: Source, how: How) -> Iterator[tuple[Picture, bytes] | str]:
+    """Each picture and the hash of its colours, or what is wrong with it."""
 
-    def one(place: int) -> Picture | str:
+    def one(place: int) -> tuple[Picture, bytes] | str:
         try:
-            given = source.read(place)
-            if isinstance(given, Picture):
-                return given
-            if isinstance(given, bytes):
-                return decode(given, size=how.size, most_pixels=how.most_pixels)
-            return prepared(given, size=how.size)
+            picture = picture_of(source, place, how)
         except (OSError, ValueError) as error:
             return str(error)
+        return picture, hashlib.blake2b(picture.pixels[..., :3].tobytes(), digest_size=8).digest()
 
+    running: deque[Future[tuple[Picture, bytes] | str]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(source.names), AHEAD):
-            yield from pool.map(one, range(start, min(start + AHEAD, len(source.names))))
+        for place in range(len(source.names)):
+            running.append(pool.submit(one, place))
+            if len(running) == AHEAD:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
-def _told(pixels: Pixels) -> str:
-    return f"{pixels.shape[0]} x {pixels.shape[1]}"
+def _told(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
 
 
-def _ordered(
-    places: Sequence[int], sizes: Sequence[Size], pixels: Pixels, handled: dict[str, int], unreadable: dict[str, str]
-) -> Decoded:
-    digests = (hashlib.blake2b(row[..., :3].tobytes(), digest_size=8).digest() for row in pixels)
-    hashes = np.frombuffer(b"".join(digests), np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    where = np.asarray(places, np.int64)[order], np.asarray(sizes, np.int32)[order]
-    return Decoded(pixels[order], hashes[order], *where, handled, unreadable)
+def _in_memory(source: Source, how: How) -> Decoded:
+    pixels: list[Pixels] = []
+    found, order = decode_all(source, how, pixels.append)
+    ordered = np.empty((len(pixels), *found.shape), np.uint8)
+    for row, number in enumerate(order):
+        ordered[row] = pixels[number]
+    return replace(found, pixels=ordered)
 
 
-def _make(path: Path, made: Decoded) -> Decoded:
+def _make(path: Path, source: Source, how: How) -> Decoded:
+    """Decode into a nameless file beside the cache's, and out of it into that in order."""
     try:
-        write_atomically(path, lambda file: _write(file, made))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as unordered:
+            found, order = decode_all(source, how, lambda pixels: unordered.write(np.ascontiguousarray(pixels).data))
+            unordered.flush()
+            write_atomically(path, lambda file: write(file, found, order, unordered.fileno()))
     except OSError as error:
-        log.warning("the decoded images are not cached (%s); set FULLCYCLE_CACHE to a folder", error)
-        return made
-    return _read(path) or made
-
-
-def _write(file: Any, made: Decoded) -> None:
-    """One record batch: a second one would not lie right behind the first."""
-    num_rows, *shape = made.pixels.shape
-    pixel_bytes = int(np.prod(shape))
-    about = {"shape": shape, "handled": made.handled, "unreadable": made.unreadable}
-    columns = {
-        "pixels": pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(pixel_bytes), num_rows, [None, pa.py_buffer(np.ascontiguousarray(made.pixels))]
-        ),
-        "hash": pa.array(made.hashes),
-        "place": pa.array(made.places),
-        "height": pa.array(made.sizes[:, 0]),
-        "width": pa.array(made.sizes[:, 1]),
-    }
-    batch = pa.RecordBatch.from_pydict(columns)
-    with pa.ipc.new_file(file, batch.schema.with_metadata({"about": json.dumps(about)})) as writer:
-        writer.write_batch(batch)
-
-
-def _read(path: Path) -> Decoded | None:
-    """What is in a cache file, mapped into memory; None where there is none that is whole."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        about = json.loads(reader.schema.metadata[b"about"])
-        batch = reader.get_batch(0)
-        pixels = np.frombuffer(batch.column("pixels").buffers()[1], np.uint8, batch.num_rows * np.prod(about["shape"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        log.warning("making the damaged cache file %s again (%s)", path, str(error).splitlines()[0])
-        return None
-    return Decoded(
-        pixels.reshape(batch.num_rows, *about["shape"]),
-        batch.column("hash").to_numpy(),
-        batch.column("place").to_numpy(),
-        np.stack([batch.column(name).to_numpy() for name in ("height", "width")], axis=1),
-        about["handled"],
-        about["unreadable"],
-    )
+        log.warning("the decoded images are not cached (%s); set FULLCYCLE_CACHE to a folder with room for them", error)
+        return _in_memory(source, how)
+    return read(path) or _in_memory(source, how)

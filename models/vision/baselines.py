@@ -23,6 +23,7 @@ from torch.nn import functional
 from models.classification import Classified, scored_by
 
 SIDE = 32  # most pixels of a side
+AT_A_TIME = 256  # pictures that are made smaller together
 MOST_ROWS = 10_000  # of a fit, evenly spread: minutes more would say little of a baseline
 CELLS = 4  # of a side of a picture, each with a histogram
 ORIENTATIONS = 9
@@ -56,7 +57,7 @@ def hog_linear_svm(*, C: float = 0.1) -> Pipeline:  # noqa: N803 - scikit-learn'
 def fit(baseline: Pipeline, images: Tensor, target: Tensor) -> Pipeline:
     """Fit to pictures uint8 [N, H, W, 3] and their classes."""
     chosen = torch.linspace(0, len(images) - 1, min(len(images), MOST_ROWS)).long()
-    small, truth = shrunk(images[chosen]), target[chosen].cpu().numpy()
+    small, truth = shrunk(images, chosen), target[chosen].cpu().numpy()
     for step in baseline.steps:
         if isinstance(step[1], PCA):  # fewer pictures or pixels than it would take
             step[1].set_params(n_components=min(COMPONENTS, len(small), int(np.prod(small.shape[1:]))))
@@ -75,12 +76,12 @@ def scored(baseline: Pipeline, images: Tensor, target: Tensor, *, num_classes: i
     return scored_by(baseline, shrunk(images), target.cpu().numpy(), num_classes=num_classes)
 
 
-def shrunk(images: Tensor) -> NDArray[np.float32]:
-    """Pictures as shares of 255, [N, H, W, 3], no side longer than `SIDE`."""
+def shrunk(images: Tensor, rows: Tensor | None = None) -> NDArray[np.float32]:
+    """Pictures, or some rows of them, as shares of 255, [N, H, W, 3], no side longer than `SIDE`."""
     height, width = images.shape[1:3]
     parts = []
-    for some in torch.split(images, 1_000):
-        pixels = some.permute(0, 3, 1, 2).float() / 255
+    for some in torch.split(torch.arange(len(images)) if rows is None else rows, AT_A_TIME):
+        pixels = images[some].permute(0, 3, 1, 2).float() / 255
         if max(height, width) > SIDE:
             size = (min(height, SIDE), min(width, SIDE))
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ OPTIONS = {
     "val_share": 0.2,
     "test_share": 0.2,
     "image_size": None,
+    "decode": "once",
     "most_pixels": 1_000_000,
     "unreadable": "error",
     "batch_size": 16,
@@ -307,7 +309,7 @@ def test_pictures_are_decoded_once_into_a_mapped_file(folder, tmp_path, monkeypa
     monkeypatch.setenv("FULLCYCLE_CACHE", str(tmp_path / "cache"))
     first = of_folder(folder)
     (file,) = (tmp_path / "cache").glob("images-*.arrow")
-    monkeypatch.setattr(decoding, "_decode_all", None)  # a second time would fail
+    monkeypatch.setattr(decoding, "decode_all", None)  # a second time would fail
     again = of_folder(folder, val_share=0.4)
     assert content(again) == content(first)
     assert any(str(file) in line for line in Path("/proc/self/maps").read_text().splitlines())
@@ -320,6 +322,25 @@ def test_a_changed_file_is_decoded_again(folder, tmp_path, monkeypatch):
     first = of_folder(folder)
     save(folder, "cat/0.png", pixels(1, seed=7)[0])
     assert content(of_folder(folder)) != content(first)
+
+
+def test_decoding_holds_few_of_the_pictures_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("FULLCYCLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoding, "AHEAD", 8)
+    side, num = 200, 400
+    source = decoding.Source("x", [str(one) for one in range(num)], lambda one: noise_of(one, side), "version")
+    tracemalloc.start()
+    found = decoding.decoded(source, decoding.How(None, 1_000_000, "error"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < found.pixels.nbytes / 8
+    for row in (0, 1, num - 1):
+        assert np.array_equal(found.pixels[row], noise_of(found.places[row], side))
+    assert np.array_equal(found.hashes, np.sort(found.hashes))
+
+
+def noise_of(seed, side):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "strange"])

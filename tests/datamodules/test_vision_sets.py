@@ -13,6 +13,7 @@ OPTIONS = {
     "val_share": 0.2,
     "test_share": 0.0,
     "image_size": None,
+    "decode": "once",
     "most_pixels": 1_000_000,
     "unreadable": "error",
     "batch_size": 16,
