@@ -19,6 +19,7 @@ class SegmentationUNet(SegmentationModule):
         self,
         schema: Schema,
         *,
+        width_0: Count,
         width_1: Count,
         width_2: Count,
         width_3: Count,
@@ -36,6 +37,7 @@ class SegmentationUNet(SegmentationModule):
     ) -> None:
         network = UNet(
             schema,
+            width_0=width_0,
             width_1=width_1,
             width_2=width_2,
             width_3=width_3,

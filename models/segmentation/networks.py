@@ -116,6 +116,29 @@ class Up(nn.Module):
         return hidden + gelu(self.join(hidden))
 
 
+class Fine(nn.Module):
+    """From patches back to single pixels: what the first level says of each, joined with the pixels themselves.
+
+    Where an edge runs within a patch, only the pixels tell.
+
+    Args:
+        below: channels of the first level.
+        width: channels of the result.
+    """
+
+    def __init__(self, below: int, width: int) -> None:
+        super().__init__()
+        self.below = ScaledConv2d(below, PATCH * PATCH * width, 3)
+        self.skip = ScaledConv2d(3, width, 3)
+        self.join = ScaledConv2d(width, width, 3)
+
+    def forward(self, below: Tensor, pixels: Tensor) -> Tensor:
+        """Return [B, width, h, w] of [B, below, h / 2, w / 2] and pixels [B, 3, h, w]."""
+        grown = functional.pixel_shuffle(self.below(below), PATCH)
+        hidden = gelu((grown + self.skip(pixels)) * 0.5**0.5)
+        return hidden + gelu(self.join(hidden))
+
+
 class UNet(SegmentationNetwork):
     """U-Net (Ronneberger et al., 2015, arXiv 1505.04597) of patches of 2 x 2 pixels, its first layer whitening.
 
@@ -123,7 +146,8 @@ class UNet(SegmentationNetwork):
 
     Args:
         schema: of the data.
-        width_1: channels of the first level; the others' follow.
+        width_0: channels of single pixels, at the end.
+        width_1: channels of the first level, of patches; the others' follow.
         width_2: the second's.
         width_3: the third's.
         width_4: the deepest one's.
@@ -137,6 +161,7 @@ class UNet(SegmentationNetwork):
         self,
         schema: Mapping[str, Any],
         *,
+        width_0: int,
         width_1: int,
         width_2: int,
         width_3: int,
@@ -156,15 +181,16 @@ class UNet(SegmentationNetwork):
         belows = [*backs[1:], width_4]
         self.ups = nn.ModuleList(Up(*sizes) for sizes in zip(belows, widths, backs, strict=False))
         self.num_classes = len(schema["classes"])
-        self.head = nn.Conv2d(backs[0], PATCH * PATCH * self.num_classes, 3, padding=1)
+        self.fine = Fine(backs[0], width_0)
+        self.head = nn.Conv2d(width_0, self.num_classes, 1)
         # Not at zero: gradients of the levels would begin at nothing, and rounding would decide where they go.
-        nn.init.normal_(self.head.weight, std=STEM_PIXELS * (9 * backs[0]) ** -0.5)
+        nn.init.normal_(self.head.weight, std=STEM_PIXELS * width_0**-0.5)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     @property
     def blocks(self) -> Iterable[nn.Module]:  # type: ignore[override]
         """The levels, which FSDP2 shards one by one."""
-        return [*self.downs, *self.ups]
+        return [*self.downs, *self.ups, self.fine]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits [B, C, h, w] of normalized pixels [B, 3, h, w]."""
@@ -175,7 +201,8 @@ class UNet(SegmentationNetwork):
             levels.append(hidden)
         for up, level in zip(reversed(self.ups), reversed(levels[:-1]), strict=True):
             hidden = up(hidden, level)
-        return functional.pixel_shuffle(self.head(hidden), PATCH)
+        logits: Tensor = self.head(self.fine(hidden, pixels))
+        return logits
 
     def folded(self) -> SegmentationNetwork:
         """The network with plain convolutions."""
@@ -198,7 +225,7 @@ class UNet(SegmentationNetwork):
             found.append(Units(f"hidden_{number}", down.first.out_channels, between))  # type: ignore[union-attr, arg-type]
         for index, up in enumerate(self.ups):
             name = f"ups.{index}"
-            after = [f"ups.{index - 1}.below"] if index else ["head"]
+            after = [f"ups.{index - 1}.below"] if index else ["fine.below"]
             made = (*_made(f"{name}.below"), *_made(f"{name}.skip"), *_made(f"{name}.join"))
             tied = (*made, *map(_read, (f"{name}.join", *after)))
             found.append(Units(f"up_{index + 1}", up.join.out_channels, tied))  # type: ignore[union-attr, arg-type]

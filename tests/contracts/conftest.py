@@ -16,7 +16,14 @@ SMALL = {
     "fraud": ["data.num_customers=200", "data.num_terminals=400", "data.windows_days=[1,7]"],
     "segmentation": [
         *("data.num_train=128", "data.num_val=24", "data.num_test=24", "data.size=32", "data.batch_size=16"),
-        *("model.width_1=8", "model.width_2=16", "model.width_3=16", "model.width_4=16", "model.warmup_share=0.5"),
+        *(
+            "model.width_0=4",
+            "model.width_1=8",
+            "model.width_2=16",
+            "model.width_3=16",
+            "model.width_4=16",
+            "model.warmup_share=0.5",
+        ),
     ],
     "summarization": [
         *("data.packages=[stdlib]", "data.pairs_per_package=400", "data.vocab_size=500", "data.batch_tokens=1024"),

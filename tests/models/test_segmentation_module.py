@@ -24,7 +24,15 @@ SCHEMA = {
     "std": [0.3, 0.3, 0.3],
     "patches": {"size": 2, "covariance": torch.eye(12).tolist()},
 }
-WIDTHS = {"width_1": 8, "width_2": 16, "width_3": 16, "width_4": 24, "input_size": None, "flip_at_test": False}
+WIDTHS = {
+    "width_0": 6,
+    "width_1": 8,
+    "width_2": 16,
+    "width_3": 16,
+    "width_4": 24,
+    "input_size": None,
+    "flip_at_test": False,
+}
 TRAINING = {
     "lr": 1e-3,
     "weight_decay": 0.0,
