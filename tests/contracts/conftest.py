@@ -40,7 +40,7 @@ NETWORKS = {
     ],
     "vision-torchvision": [
         *("experiment=vision", "model=torchvision", "model.architecture=mobilenet_v3_small", "model.input_size=32"),
-        *("data.mixup=0.2", "data.cutmix=1.0"),
+        *("data.mixup=0.2", "data.cutmix=1.0", "data.policy=trivial"),
     ],
 }
 
