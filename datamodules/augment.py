@@ -11,10 +11,12 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from datamodules import policies
 from datamodules.loading import Batch, TensorLoader, rank_and_world_size
+from datamodules.policies import Policy
 
 FULL = 0xFFFFFFFF
-FLIP, SHIFT, CUT, MIX, BOX = range(5)  # streams of random numbers
+FLIP, SHIFT, CUT, MIX, BOX, POLICY = range(6)  # streams of random numbers
 
 
 class Augmentation(TypedDict):
@@ -23,6 +25,9 @@ class Augmentation(TypedDict):
     Attributes:
         flip: whether every second epoch a picture is its mirror image (alternating flip, arXiv 2404.00498).
         translate: pixels that a picture is moved at most, each way; what comes in at the edge is a reflection.
+        policy: further operations, of random kind and strength: none, trivial (TrivialAugment) or rand (RandAugment).
+        num_ops: of rand: how many operations follow each other.
+        magnitude: of rand: their strength, from 0 to 30.
         cutout: side in pixels of a square that is set to the mean colour (arXiv 1708.04552); 0 for none.
         mixup: alpha of the Beta distribution of shares in which two pictures are mixed (arXiv 1710.09412); 0 for none.
         cutmix: the same for a box of the one that is put into the other (arXiv 1905.04899); 0 for none. Where both are
@@ -31,6 +36,9 @@ class Augmentation(TypedDict):
 
     flip: bool
     translate: Annotated[int, Ge(0)]
+    policy: Policy
+    num_ops: Annotated[int, Ge(1), Le(14)]
+    magnitude: Annotated[int, Ge(0), Le(30)]
     cutout: Annotated[int, Ge(0)]
     mixup: Annotated[float, Ge(0), Le(10)]
     cutmix: Annotated[float, Ge(0), Le(10)]
@@ -53,7 +61,7 @@ def _mixed(value: Tensor) -> Tensor:
 
 
 def augmented(images: Tensor, rows: Tensor, how: Augmentation, *, seed: int, epoch: int, fill: Tensor) -> Tensor:
-    """Flip, move and cut uint8 pictures [B, H, W, 3], the numbers of whose samples are `rows` [B]."""
+    """Flip, move, change by a policy and cut uint8 pictures [B, H, W, 3], whose samples' numbers are `rows` [B]."""
     height, width = images.shape[1:3]
     if how["flip"]:
         is_flipped = (uniform(seed, 0, rows, FLIP, 1) < 0.5) ^ bool(epoch % 2)
@@ -62,6 +70,11 @@ def augmented(images: Tensor, rows: Tensor, how: Augmentation, *, seed: int, epo
         most = min(how["translate"], height - 1, width - 1)
         shift = (uniform(seed, epoch, rows, SHIFT, 2) * (2 * most + 1)).long() - most
         images = moved(images, shift)
+    if how["policy"] != "none":
+        num_ops = how["num_ops"] if how["policy"] == "rand" else 1
+        draws = uniform(seed, epoch, rows, POLICY, policies.DRAWS * num_ops)
+        options: Any = {"policy": how["policy"], "num_ops": num_ops, "magnitude": how["magnitude"]}
+        images = policies.changed(images, draws, fill, **options)
     if how["cutout"]:
         images = torch.where(_boxes(seed, epoch, rows, how["cutout"], height, width).unsqueeze(3), fill, images)
     return images

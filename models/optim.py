@@ -66,6 +66,25 @@ def adamw(network: nn.Module, options: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameter_groups(network, options["weight_decay"]), lr=options["lr"], fused=True)
 
 
+def adamw_by_depth(
+    network: nn.Module, options: Recipe, *, layer_decay: float, depth: Callable[[str], int]
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused, whose rate is lower the deeper a layer lies; `depth` is told by a parameter's name."""
+    alike: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            alike.setdefault((depth(name), parameter.ndim < 2), []).append(parameter)
+    groups = [
+        {
+            "params": alike[level, is_plain],
+            "weight_decay": 0.0 if is_plain else options["weight_decay"],
+            "lr_scale": layer_decay**level,
+        }
+        for level, is_plain in sorted(alike)  # the head's first: its rate is what is told
+    ]
+    return torch.optim.AdamW(groups, lr=options["lr"], fused=True)
+
+
 def total_steps(trainer: Trainer) -> int:
     """Optimizer steps of the whole training; Lightning's own estimate counts calls."""
     if trainer.max_steps >= 0:

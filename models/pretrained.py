@@ -1,9 +1,9 @@
-"""What all pretrained models of `transformers` share (the extra `hf`): configs, tokenizers, rates by layer, LoRA."""
+"""What all pretrained models of `transformers` share (the extra `hf`): configs, tokenizers, LoRA."""
 
 import importlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -12,9 +12,6 @@ from typing import Any, TypeVar
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from torch.nn import Parameter
-
-from models.optim import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +19,13 @@ Config = dict[str, Any]
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def library(name: str) -> Any:
-    """Return an optional package. Raises ValueError where it is not installed."""
+def library(name: str, *, extra: str = "hf") -> Any:
+    """Return an optional package, which an extra of ours brings. Raises ValueError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"a pretrained model needs {name}, which is not installed: pip install 'fullcycle[hf]'"
+            f"a pretrained model needs {name}, which is not installed: pip install 'fullcycle[{extra}]'"
         ) from error
 
 
@@ -102,25 +99,6 @@ def layers_of(encoder: nn.Module) -> str:
     sizes = ((sum(weight.numel() for weight in layers.parameters()), name) for name, layers in lists.items())
     largest: str = max(sizes)[1]
     return largest
-
-
-def adamw_by_depth(
-    network: nn.Module, options: Recipe, *, layer_decay: float, depth: Callable[[str], int]
-) -> torch.optim.Optimizer:
-    """Return AdamW, fused, whose rate is lower the deeper a layer lies; `depth` is told by a parameter's name."""
-    alike: dict[tuple[int, bool], list[Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            alike.setdefault((depth(name), parameter.ndim < 2), []).append(parameter)
-    groups = [
-        {
-            "params": alike[level, is_plain],
-            "weight_decay": 0.0 if is_plain else options["weight_decay"],
-            "lr_scale": layer_decay**level,
-        }
-        for level, is_plain in sorted(alike)  # the head's first: its rate is what is told
-    ]
-    return torch.optim.AdamW(groups, lr=options["lr"], fused=True)
 
 
 def add_lora(model: nn.Module, rank: int, *, leave: nn.Module | None = None) -> None:

@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from models.graph import Graph
-from models.pretrained import adamw_by_depth, check_tokenizer
+from models.optim import adamw_by_depth
+from models.pretrained import check_tokenizer
 from models.seq2seq.export import graphs_of
 from models.seq2seq.module import Schema, Seq2SeqModule, Training
 from models.seq2seq.pretrained import Made, PretrainedEncoderDecoder, load, remake

@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from models.graph import Graph
-from models.pretrained import adamw_by_depth, check_tokenizer, merged
+from models.optim import adamw_by_depth
+from models.pretrained import check_tokenizer, merged
 from models.text import pretrained
 from models.text.export import graph_of
 from models.text.module import Schema, TextModule, Training

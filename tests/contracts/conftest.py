@@ -1,5 +1,6 @@
 """The experiments that the contracts hold for: all of configs/experiment, each small enough for a test."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,9 +48,14 @@ NETWORKS = {
     ],
     "vision-torchvision": [
         *("experiment=vision", "model=torchvision", "model.architecture=mobilenet_v3_small", "model.input_size=32"),
-        *("data.mixup=0.2", "data.cutmix=1.0"),
+        *("data.mixup=0.2", "data.cutmix=1.0", "data.policy=trivial"),
     ],
 }
+if importlib.util.find_spec("timm"):  # the extra of that name
+    NETWORKS["vision-timm"] = [
+        *("experiment=vision", "model=timm", "model.name=test_vit", "model.input_size=32", "model.warmup_share=0.5"),
+        *("model.stochastic_depth=0.2", "model.layer_decay=0.8", "data.policy=rand"),
+    ]
 
 
 @pytest.fixture(scope="session", params=EXPERIMENTS)

@@ -7,8 +7,9 @@ import torch
 from datamodules import augment
 from datamodules.augment import AugmentedLoader, augmented, beta, mixed, moved, uniform
 
-NONE = {"flip": False, "translate": 0, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
-ALL = {"flip": True, "translate": 2, "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
+NO_POLICY = {"policy": "none", "num_ops": 2, "magnitude": 9}
+NONE = {"flip": False, "translate": 0, **NO_POLICY, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
+ALL = {"flip": True, "translate": 2, **NO_POLICY, "policy": "rand", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
 FILL = torch.tensor([1, 2, 3], dtype=torch.uint8)
 
 

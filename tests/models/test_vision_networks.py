@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.vision.networks import Pixels, ResNet9, ScaledConv2d, Whitening
-from models.vision.pretrained import RowDepth, Torchvision, weights_of
+from models.vision.pretrained import RowDepth, Torchvision, depths_of, weights_of
 
 COVARIANCE = torch.cov(torch.randn(12, 400, generator=torch.Generator().manual_seed(0)).cumsum(dim=0))
 SCHEMA = {
@@ -36,10 +36,10 @@ def resnet(schema=SCHEMA, *, flip_at_test=False, **changed):
     return network.eval()
 
 
-def tv(architecture, *, weights=None, input_size=32, flip_at_test=False):
+def tv(architecture, *, weights=None, input_size=32, flip_at_test=False, stochastic_depth=None):
     torch.manual_seed(0)
     options = {"weights": weights, "input_size": input_size, "flip_at_test": flip_at_test}
-    return Torchvision(SCHEMA, architecture=architecture, **options)
+    return Torchvision(SCHEMA, architecture=architecture, stochastic_depth=stochastic_depth, **options)
 
 
 @torch.no_grad()
@@ -169,3 +169,34 @@ def test_stochastic_depth_drops_whole_rows_in_training_alone():
     found = layer(torch.ones(64, 3, 2, 2))
     assert set(found.flatten(1).mean(dim=1).tolist()) == {0.0, 2.0}
     assert torch.equal(layer.eval()(torch.ones(4, 3)), torch.ones(4, 3))
+
+
+def test_stochastic_depth_is_scaled_to_what_is_asked_and_refused_where_there_is_none():
+    layers = [layer for layer in tv("swin_t", stochastic_depth=0.4).modules() if isinstance(layer, RowDepth)]
+    assert layers[0].drop.probability == 0
+    assert layers[-1].drop.probability == pytest.approx(0.4)
+    off = [layer for layer in tv("efficientnet_b0", stochastic_depth=0.0).modules() if isinstance(layer, RowDepth)]
+    assert {layer.drop.probability for layer in off} == {0.0}
+    with pytest.raises(ValueError, match=r"stochastic_depth must be null for resnet18, which .*; got 0\.1"):
+        tv("resnet18", stochastic_depth=0.1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "first", "block", "last", "num_layers"),
+    [
+        ("resnet18", "bn1", "layer4.1", "fc", 10),
+        ("vit_b_16", "conv_proj", "encoder.layers.encoder_layer_11", "heads.head", 14),
+        ("mobilenet_v3_small", "features.0", "features.12", "classifier.3", 15),
+        ("convnext_tiny", "features.0", "features.7.2", "classifier.2", 23),
+    ],
+)
+def test_layers_are_counted_from_the_head(architecture, first, block, last, num_layers):
+    network = tv(architecture, input_size=224 if architecture == "vit_b_16" else 32)
+    depths = depths_of(network.body)
+    assert depths[last] == network.depth(f"body.{last}.weight") == 0
+    assert depths[block] in (1, 2)
+    assert depths[first] == num_layers - 1
+    assert set(depths.values()) == set(range(num_layers))
+    if architecture == "vit_b_16":
+        assert network.depth("body.class_token") == network.depth("body.encoder.pos_embedding") == 13
+        assert network.depth("body.encoder.ln.weight") == 1
