@@ -31,6 +31,7 @@ def test_weights_metrics_and_pictures_of_a_run_are_the_same(folder, tmp_path):
                 [
                     *("experiment=vision", "data=image_folder", f"data.path={folder}", "data.image_size=16"),
                     *("data.batch_size=16", "data.batches_per_call=2", "data.mixup=0.5", "data.cutmix=1.0"),
+                    "data.policy=trivial",
                     *(
                         "trainer=cpu",
                         "trainer.max_epochs=2",

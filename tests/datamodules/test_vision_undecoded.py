@@ -28,6 +28,9 @@ OPTIONS = {
     "cutout": 3,
     "mixup": 1.0,
     "cutmix": 1.0,
+    "policy": "trivial",
+    "num_ops": 2,
+    "magnitude": 9,
     "class_weights": "none",
     "seed": 3,
 }
