@@ -188,6 +188,7 @@ class DetectionDataModule(LightningDataModule):
         return {
             "classes": classes,
             "counts": [int(count) for count in counts],
+            "objects_per_image": int(counts.sum()) / len(tensors["image"]),
             "image_size": [height, width],
             **statistics(some),
             "raw": self.raw,

@@ -110,6 +110,7 @@ class FcosSmall(DetectionNetwork):
     ) -> None:
         super().__init__()
         self.most_overlap = most_overlap
+        self.objects = max(float(schema["objects_per_image"]), 1e-3)
         self.pixels = Pixels(schema, size=input_size)
         widths = (2 * width, 3 * width, 3 * width)
         self.stem = nn.Sequential(ScaledConv2d(3, width, STEM, stride=STEM), Block(width, width, halve=False))
@@ -151,7 +152,7 @@ class FcosSmall(DetectionNetwork):
         sides = torch.tensor([image.shape[2], image.shape[1]] * 2, device=boxes.device)
         own = torch.tensor([self.pixels.size[1], self.pixels.size[0]] * 2, device=boxes.device)
         wanted = targets_of(self.points, self.strides, self.reach, boxes * (own / sides), target, crowd)
-        return loss_of(*self.answers(self.pixels(image)), wanted)
+        return loss_of(*self.answers(self.pixels(image)), wanted, objects=self.objects)
 
     def forward(self, image: Tensor) -> Tensor:
         """Detections [B, D, 6] of pictures uint8 [B, H, W, 3]."""

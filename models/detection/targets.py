@@ -54,8 +54,8 @@ def targets_of(points: Tensor, strides: Tensor, reach: Tensor, boxes: Tensor, ta
     return Targets(located, labels, (labels >= 0) | ~in_crowd)
 
 
-def loss_of(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-    """The mean over pictures of what each costs, a scalar; a picture's is a mean over its own positive locations.
+def loss_of(logits: Tensor, boxes: Tensor, targets: Targets, *, objects: float) -> Tensor:
+    """What the objects of pictures cost, on average, a scalar.
 
     Classes cost by quality focal loss (arXiv 2006.04388), whose target is the overlap of the box with its object;
     boxes by GIoU.
@@ -64,6 +64,7 @@ def loss_of(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         logits: [B, L, C].
         boxes: [B, L, 4].
         targets: of the locations.
+        objects: of a picture, on average over the training pictures.
     """
     is_found = targets.labels >= 0
     overlap, generalized = generalized_overlap(boxes.float(), targets.boxes)
@@ -73,6 +74,7 @@ def loss_of(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
     entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
     focal = (entropy * (scores.sigmoid() - quality).square()).sum(dim=2) * targets.counts
     located = (1 - generalized) * is_found
-    # By the picture and not by the batch: ranks whose pictures hold more objects add up to one process's.
-    num = is_found.sum(dim=1).clamp_min(1)
-    return ((focal.sum(dim=1) + BOX_WEIGHT * located.sum(dim=1)) / num).mean()
+    # By what is usual and not by what this batch holds: ranks whose pictures hold more objects add up to one process's,
+    # and an object counts as much among many as alone.
+    num = objects * (2 * RADIUS) ** 2
+    return (focal.sum(dim=1) + BOX_WEIGHT * located.sum(dim=1)).mean() / num

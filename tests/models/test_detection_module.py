@@ -19,6 +19,7 @@ from train.export.graph import largest_difference, write
 SCHEMA = {
     "classes": ["a", "b", "c"],
     "counts": [60, 30, 10],
+    "objects_per_image": 2.0,
     "image_size": [64, 96],
     "mean": [0.5, 0.5, 0.5],
     "std": [0.3, 0.3, 0.3],
