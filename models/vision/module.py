@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
@@ -25,7 +25,7 @@ from models.outputs import gathered
 from models.sharding import shard_networks
 from models.vision import baselines, report
 from models.vision.export import graph_of
-from models.vision.networks import VisionNetwork
+from models.vision.networks import VisionNetwork, training_size
 
 Schema = Mapping[str, Any]
 
@@ -36,10 +36,12 @@ class Training(Recipe):
     """How an image network is trained, whatever its architecture.
 
     Attributes:
+        first_size: side of the pictures in the first epoch as a share of the full one, to which they grow.
         label_smoothing: share of the target that is spread over all classes.
         calibration: how probabilities are calibrated on validation.
     """
 
+    first_size: Annotated[float, Gt(0), Le(1)]
     label_smoothing: Annotated[float, Ge(0), Lt(1)]
     calibration: Literal["none", "temperature"]
 
@@ -158,6 +160,32 @@ class VisionModule(LightningModule):
     def on_train_start(self) -> None:
         """Bind the optimizer, the schedule and the average into one loop over mini-batches."""
         self.steps = Steps.of(self, self.network, self.average, self.training_options)
+        if self.training_options["first_size"] < 1:
+            self._try_smaller()
+
+    def _try_smaller(self) -> None:
+        """Raise ValueError where training cannot begin with smaller pictures."""
+        first = self.training_options["first_size"]
+        if (self.trainer.max_epochs or 0) < 1:
+            raise ValueError(f"first_size below 1 needs trainer.max_epochs, over which pictures grow; got {first}")
+        self.network.training_size = self._training_size(epoch=0)
+        try:
+            with torch.no_grad():
+                self.network.score(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=self.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"first_size must be 1 for this network, which does not take pictures of {self.network.training_size}; "
+                f"got {first} ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            ) from error
+
+    def _training_size(self, *, epoch: int) -> tuple[int, int] | None:
+        """A function of the epoch, so that a resumed run goes on with the same."""
+        first = self.training_options["first_size"]
+        if first == 1:
+            return None
+        return training_size(
+            self.network.pixels.size, first=first, epoch=epoch, num_epochs=self.trainer.max_epochs or 1
+        )
 
     @property
     def seconds_communicating(self) -> float:
@@ -166,6 +194,7 @@ class VisionModule(LightningModule):
 
     def training_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step per mini-batch; return their losses [steps] for the callbacks."""
+        self.network.training_size = self._training_size(epoch=self.current_epoch)
         return {"loss": self.steps.take(batches, self.loss_of)}
 
     # Evaluation

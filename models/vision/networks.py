@@ -15,6 +15,8 @@ from torch.nn import functional
 from models.pruning import Slice, Units
 
 SMOOTHEST = 1e-3  # of a patch's directions, those with a smaller share of the first one's variance are left out
+STEP = 4  # pixels of a side by which training pictures grow
+GROWING = 0.8  # of the epochs
 STEEPNESS = 1.7015  # what keeps a normal variable's variance through GELU (Brock et al., 2021, arXiv 2101.08692)
 
 gelu = partial(functional.gelu, approximate="tanh")
@@ -42,12 +44,30 @@ class Pixels(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, 255 * torch.tensor(list(values)).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Resize bilinearly, with antialiasing, and normalize; the bytes' memory order stays (channels last)."""
-        pixels = image.permute(0, 3, 1, 2).to(self.mean.dtype)
-        if torch.compiler.is_exporting() or tuple(pixels.shape[2:]) != self.size:
-            pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+    def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Resize bilinearly, with antialiasing, and normalize; the bytes' memory order stays (channels last).
+
+        Args:
+            image: uint8 [B, H, W, 3].
+            size: another one than its own, for training.
+        """
+        pixels, size = image.permute(0, 3, 1, 2).to(self.mean.dtype), size or self.size
+        if torch.compiler.is_exporting() or tuple(pixels.shape[2:]) != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         return (pixels - self.mean) / self.std
+
+
+def training_size(full: tuple[int, int], *, first: float, epoch: int, num_epochs: int) -> tuple[int, int]:
+    """Height and width of training pictures in an epoch: `first` of the full ones, growing until four fifths are over.
+
+    They are multiples of `STEP`, so that there are few of them, and full in the last fifth (progressive resizing,
+    arXiv 2104.00298).
+    """
+    share = first + (1 - first) * epoch / (GROWING * num_epochs)
+    if share >= 1:
+        return full
+    height, width = (min(side, max(STEP, STEP * round(share * side / STEP))) for side in full)
+    return height, width
 
 
 class VisionNetwork(nn.Module):
@@ -57,6 +77,9 @@ class VisionNetwork(nn.Module):
         schema: of the data.
         size: that pictures are resized to; None for that of the training pictures.
         flip_at_test: whether `forward` takes the mean of the logits of a picture and of its mirror image.
+
+    Attributes:
+        training_size: that `score` resizes pictures to; None for that of `forward`.
     """
 
     blocks: Iterable[nn.Module]
@@ -65,6 +88,7 @@ class VisionNetwork(nn.Module):
         super().__init__()
         self.pixels = Pixels(schema, size=size)
         self.flip_at_test = flip_at_test
+        self.training_size: tuple[int, int] | None = None
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits [B, C] of normalized pixels [B, 3, h, w]."""
@@ -80,7 +104,7 @@ class VisionNetwork(nn.Module):
 
     def score(self, image: Tensor) -> Tensor:
         """Logits [B, C] in training."""
-        return self.logits(self.pixels(image))
+        return self.logits(self.pixels(image, self.training_size))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, C] of pictures uint8 [B, H, W, 3]."""
@@ -106,8 +130,8 @@ class ScaledConv2d(nn.Conv2d):
         fan_in = self.weight[0].numel()
         # layer_norm is what standardizes rows at a tenth of var_mean's cost.
         rows: Tensor = functional.layer_norm(self.weight.flatten(1), (fan_in,), eps=1e-4 / fan_in)
-        scale: Tensor = STEEPNESS * fan_in**-0.5 * self.gain
-        return (rows * scale.unsqueeze(1)).view_as(self.weight)
+        kernels: Tensor = rows * (STEEPNESS * fan_in**-0.5 * self.gain).unsqueeze(1)
+        return kernels.view_as(self.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Convolve [B, inputs, H, W]."""

@@ -32,6 +32,7 @@ TRAINING = {
     "schedule": "cosine",
     "gradient_clip": None,
     "ema_decay": 0.9,
+    "first_size": 1.0,
     "label_smoothing": 0.0,
     "calibration": "temperature",
     "compile": False,

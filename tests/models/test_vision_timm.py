@@ -36,6 +36,7 @@ TRAINING = {
     "schedule": "cosine",
     "gradient_clip": None,
     "ema_decay": None,
+    "first_size": 1.0,
     "label_smoothing": 0.0,
     "calibration": "none",
     "compile": False,
