@@ -1,4 +1,4 @@
-"""Dropout that falls alike on any number of ranks."""
+"""Randomness that falls alike on any number of ranks: dropout, and numbers of rows that a choice starts from."""
 
 import torch
 from torch import Tensor, nn
@@ -32,3 +32,20 @@ class RowDropout(nn.Module):
     def extra_repr(self) -> str:
         """Show the probability."""
         return f"{self.probability}"
+
+
+class RowSeeds(nn.Module):
+    """A random number for each row of a batch, by the row's place in the global batch, as `RowDropout` has its masks.
+
+    Attributes:
+        rows: as `RowDropout` has them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: tuple[int, int, int] | None = None
+
+    def forward(self, num: int, device: torch.device) -> Tensor:
+        """Draw numbers of 31 bits, int64 [num]."""
+        rank, world_size, num_rows = self.rows or (0, 1, num)
+        return torch.randint(2**31, (num_rows,), device=device)[rank::world_size]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.dropout import RowDropout
+from models.dropout import RowDropout, RowSeeds
 from models.fused import FusedUpdate
 
 Schedule = Literal["constant", "cosine"]
@@ -129,7 +129,7 @@ class Steps:
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         pairs = [] if average is None else zip(average.parameters(), network.parameters(), strict=True)
         self.averages: list[Tensor] = [mean for mean, trained in pairs if trained.requires_grad]
-        self.dropouts = [layer for layer in network.modules() if isinstance(layer, RowDropout)]
+        self.random = [layer for layer in network.modules() if isinstance(layer, RowDropout | RowSeeds)]
         self.decay = decay
         # bf16 where the strategy asks for gradients of half the bytes
         dtype = getattr(module.trainer.strategy, "gradient_dtype", None)
@@ -201,8 +201,8 @@ class Steps:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         num_rows, global_rows = len(batch["target"]), batch["global_rows"]
-        for dropout in self.dropouts:
-            dropout.rows = (self.reduce.rank, self.reduce.world_size, global_rows)
+        for layer in self.random:
+            layer.rows = (self.reduce.rank, self.reduce.world_size, global_rows)
         loss = loss_of(batch) * (num_rows / global_rows)
         (loss * self.reduce.factor).backward()
         # The last mini-batch of an epoch may have fewer rows than there are ranks: no rows, no gradient, a loss of NaN.

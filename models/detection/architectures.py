@@ -4,12 +4,16 @@ from typing import Annotated, Unpack
 
 from annotated_types import Ge, Gt, Lt
 
+from models.detection import pretrained, two_stage
 from models.detection.module import DetectionModule, Schema
 from models.detection.networks import FcosSmall
-from models.detection.pretrained import TorchvisionDetector
 from models.optim import Recipe
 
 Count = Annotated[int, Gt(0)]
+NETWORKS = {
+    **dict.fromkeys(pretrained.ARCHITECTURES, pretrained.TorchvisionDetector),
+    **dict.fromkeys(two_stage.ARCHITECTURES, two_stage.TwoStageDetector),
+}
 
 
 class DetectionFcosSmall(DetectionModule):
@@ -31,7 +35,10 @@ class DetectionFcosSmall(DetectionModule):
 
 
 class DetectionTorchvision(DetectionModule):
-    """A one-stage detector of torchvision, with published weights or from scratch: see `TorchvisionDetector`."""
+    """A detector of torchvision, with published weights or from scratch.
+
+    See `TorchvisionDetector` for those of one stage, `TwoStageDetector` for Faster R-CNN.
+    """
 
     def __init__(
         self,
@@ -41,10 +48,18 @@ class DetectionTorchvision(DetectionModule):
         weights: str | None,
         input_size: Annotated[int, Ge(32)] | None,
         most_overlap: Annotated[float, Gt(0), Lt(1)],
+        anchor_scale: Annotated[float, Gt(0)],
         **training: Unpack[Recipe],
     ) -> None:
-        network = TorchvisionDetector(
-            schema, architecture=architecture, weights=weights, input_size=input_size, most_overlap=most_overlap
+        if architecture not in NETWORKS:
+            raise ValueError(f"architecture must be one of {', '.join(NETWORKS)}; got {architecture!r}")
+        network = NETWORKS[architecture](
+            schema,
+            architecture=architecture,
+            weights=weights,
+            input_size=input_size,
+            most_overlap=most_overlap,
+            anchor_scale=anchor_scale,
         )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them

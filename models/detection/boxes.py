@@ -67,7 +67,7 @@ def detections(
     """Detections float32 [B, most, 6], the surest first: box, score, class; rows of score 0 and class -1 pad.
 
     Args:
-        boxes: of each location, [B, L, 4].
+        boxes: of each location, [B, L, 4], or of each location and class, [B, L, C, 4].
         scores: of each location and class, [B, L, C].
         most_overlap: of two detections of a class.
         least_score: of a detection.
@@ -78,7 +78,8 @@ def detections(
     flat = scores.flatten(1)
     chosen, places = best(flat, min(most_candidates, flat.shape[1]))
     labels = places % num_classes
-    located = boxes.gather(1, (places // num_classes).unsqueeze(2).expand(-1, -1, 4))
+    where = places // num_classes if boxes.ndim == 3 else places
+    located = boxes.reshape(len(boxes), -1, 4).gather(1, where.unsqueeze(2).expand(-1, -1, 4))
     stays = kept(located, labels, chosen >= least_score, most_overlap=most_overlap)
     # What stays goes first, in its order: the key counts down.
     order = stays.to(torch.int64) * chosen.shape[1] + torch.arange(chosen.shape[1] - 1, -1, -1, device=boxes.device)

@@ -1,4 +1,4 @@
-"""Torchvision's one-stage detectors as networks of ours, with published weights or without.
+"""Torchvision's one-stage detectors as networks of ours, with published weights or without; see also `two_stage`.
 
 Shapes: B pictures, L anchors of all levels, C classes; torchvision's class 0 is the background.
 """
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
@@ -31,7 +32,6 @@ class TorchvisionDetector(DetectionNetwork):
 
     Losses are torchvision's, picture by picture and then their mean, and no layer has statistics of a batch: ranks add
     up to one process. With published weights BatchNorm keeps theirs, without weights GroupNorm stands where it was.
-    Faster R-CNN is not here: it draws the proposals that it learns from, differently on each rank.
 
     Args:
         schema: of the data.
@@ -40,6 +40,7 @@ class TorchvisionDetector(DetectionNetwork):
         input_size: side that pictures are resized to; None for that of the training pictures, or 300 and 320 where the
             architecture has its own.
         most_overlap: of two detections of a class.
+        anchor_scale: by which the published sizes of anchors are multiplied; only RetinaNet can have another than 1.
     """
 
     anchors: Tensor
@@ -52,10 +53,13 @@ class TorchvisionDetector(DetectionNetwork):
         weights: str | None,
         input_size: int | None,
         most_overlap: float,
+        anchor_scale: float,
     ) -> None:
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
+        if anchor_scale != 1 and not architecture.startswith("retinanet"):
+            raise ValueError(
+                f"anchor_scale must be 1: {architecture} has no anchors of given sizes; got {anchor_scale}"
+            )
         self.most_overlap, self.has_weights = most_overlap, weights is not None
         self.is_ssd = architecture.startswith("ssd")
         own = int(architecture.removeprefix("ssdlite").removeprefix("ssd")[:3]) if self.is_ssd else None
@@ -63,6 +67,8 @@ class TorchvisionDetector(DetectionNetwork):
         self.body = body_of(architecture, weights, num_classes=len(schema["classes"]) + 1)
         self.pixels.normalize(self.body.transform.image_mean, self.body.transform.image_std)
         replace(self.body, has_weights=self.has_weights)
+        if anchor_scale != 1:
+            self.body.anchor_generator = scaled(self.body.anchor_generator, anchor_scale)
         with torch.no_grad():
             levels = self._levels(torch.zeros(1, 3, *self.pixels.size))
         self.sizes = [level.shape[2] * level.shape[3] for level in levels]
@@ -153,3 +159,9 @@ def body_of(architecture: str, weights: str | None, *, num_classes: int) -> Any:
     body = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, num_classes=num_classes)
     take_weights(body, published_of(architecture, weights))
     return body
+
+
+def scaled(given: AnchorGenerator, scale: float) -> AnchorGenerator:
+    """Anchors of the same shapes in another size."""
+    sizes = tuple(tuple(size * scale for size in level) for level in given.sizes)
+    return AnchorGenerator(sizes, given.aspect_ratios)

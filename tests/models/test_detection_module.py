@@ -38,7 +38,10 @@ OPTIONS = {
     "ema_decay": 0.9,
     "compile": False,
 }
-OPTIONS_OF_TORCHVISION = {name: value for name, value in OPTIONS.items() if name not in ("width", "depth")}
+OPTIONS_OF_TORCHVISION = {
+    **{name: value for name, value in OPTIONS.items() if name not in ("width", "depth")},
+    "anchor_scale": 1.0,
+}
 ONE_STAGE = ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"]
 
 
