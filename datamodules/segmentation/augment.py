@@ -59,10 +59,12 @@ def augmented(
 
 def scaled(images: Tensor, masks: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures enlarged by a factor [B] around their middle, reflected at the edges; of masks the nearest pixel."""
-    zeros = torch.zeros_like(factor)
-    turn = torch.stack([torch.stack([1 / factor, zeros, zeros], 1), torch.stack([zeros, 1 / factor, zeros], 1)], 1)
     pixels = images.permute(0, 3, 1, 2).float()
-    grid = functional.affine_grid(turn, list(pixels.shape), align_corners=False)
+    # Element by element: what affine_grid multiplies is rounded by the size of the batch, and so by that of the rank.
+    down, across = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in images.shape[1:3])
+    shape = (len(images), *images.shape[1:3])
+    x, y = across / factor.unsqueeze(1), down / factor.unsqueeze(1)
+    grid = torch.stack([x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)], dim=3)
     options: Any = {"padding_mode": "reflection", "align_corners": False}
     found = functional.grid_sample(pixels, grid, mode="bilinear", **options)
     nearest = functional.grid_sample(masks.unsqueeze(1).float(), grid, mode="nearest", **options)

@@ -47,7 +47,7 @@ NETWORKS = {
         *("data.num_test=20", "data.image_size=64", "data.batch_size=16"),
     ],
     "segmentation-torchvision": [
-        *("experiment=segmentation", "model=torchvision_segmentation", "model.warmup_share=0.5"),
+        *("experiment=segmentation", "model=torchvision_segmentation", "model.warmup_share=0.5", "model.lr=1e-3"),
         *("model.architecture=lraspp_mobilenet_v3_large", "data.num_train=128", "data.num_val=24", "data.num_test=24"),
         *("data.size=32", "data.batch_size=16", "data.scale=0.2", "data.brightness=0.2"),
     ],
