@@ -79,11 +79,14 @@ def dice(shares: Tensor, truth: Tensor, is_valid: Tensor) -> Tensor:
 def lovasz(shares: Tensor, truth: Tensor, is_valid: Tensor) -> Tensor:
     """The Lovasz extension of one minus IoU, mean over the classes that are there (Berman et al., arXiv 1705.08790)."""
     hot = _one_hot(truth, is_valid, shares.shape[1])
-    errors = (hot - shares).abs() * is_valid.unsqueeze(1)
-    errors, order = errors.sort(dim=2, descending=True, stable=True)
-    hits = hot.gather(2, order)
-    total = hot.sum(dim=2, keepdim=True)
+    is_present = hot.sum(dim=2) > 0
+    # Sorting is what it costs, and most classes are not in a picture: K pairs of a picture and a class of it.
+    errors, own = ((hot - shares).abs() * is_valid.unsqueeze(1))[is_present], hot[is_present]
+    errors, order = errors.sort(dim=1, descending=True, stable=True)
+    hits = own.gather(1, order)
+    total = own.sum(dim=1, keepdim=True)
     # Pixels that are ignored come last, with errors of nothing: whatever they are multiplied with.
-    jaccard = 1 - (total - hits.cumsum(dim=2)) / (total + (1 - hits).cumsum(dim=2))
-    steps = torch.cat([jaccard[:, :, :1], jaccard[:, :, 1:] - jaccard[:, :, :-1]], dim=2)
-    return _mean_of_present((errors * steps).sum(dim=2), hot)
+    jaccard = 1 - (total - hits.cumsum(dim=1)) / (total + (1 - hits).cumsum(dim=1))
+    steps = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
+    by_class = torch.zeros_like(is_present, dtype=errors.dtype).masked_scatter(is_present, (errors * steps).sum(dim=1))
+    return by_class.sum(dim=1) / is_present.sum(dim=1).clamp_min(1)
