@@ -23,7 +23,7 @@ from models.graph import Graph
 from models.optim import Recipe, Steps, adamw
 from models.outputs import gathered
 from models.sharding import shard_networks
-from models.vision import baselines, report
+from models.vision import baselines, embedding, report
 from models.vision.export import graph_of
 from models.vision.networks import VisionNetwork, training_size
 
@@ -72,6 +72,9 @@ class VisionModule(LightningModule):
         self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.outputs: list[dict[str, Tensor]] = []
         self.scored: Classified | None = None
+        self.embedded: list[dict[str, Tensor]] = []
+        self.places: dict[str, NDArray[Any]] | None = None  # of the last test, for the projector
+        self.thumbnails: Any = None
         if training["compile"]:
             self.network.score = torch.compile(network.score)  # type: ignore[method-assign]
 
@@ -205,7 +208,11 @@ class VisionModule(LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Score one batch by `forward`; metrics are made of the whole set at the end of the epoch."""
-        self._keep(batch, self(batch["image"]))
+        with embedding.before_decision(self.scorer) as kept:
+            score = self(batch["image"])
+        self._keep(batch, score)
+        if found := embedding.some(kept, batch["row"]):
+            self.embedded.append(found)
 
     def _keep(self, batch: Mapping[str, Tensor], score: Tensor) -> None:
         self.outputs.append({"score": score.float(), "target": batch["target"], "row": batch["row"]})
@@ -220,6 +227,7 @@ class VisionModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/...`; keep the scores for plots and intervals."""
         self.scored = Classified.of(**gathered(self.outputs))
+        self.places = gathered(self.embedded) if self.embedded else None
         self._log_metrics("test", self.scored)
 
     def calibrated(self, raw: Classified, calibration: Temperature | None = None) -> Classified:
@@ -259,13 +267,17 @@ class VisionModule(LightningModule):
         if self.scored is None:
             return {}
         images, names = datamodule.tensors["test"]["image"], datamodule.names["test"]
-        self.mistakes = report.mistakes(self.scored, self.classes, names)
+        self.mistakes, self.thumbnails = report.mistakes(self.scored, self.classes, names), images
         return report.figures(self.scored, self.classes, images)
 
     def write_summaries(self, writer: Any, step: int) -> None:
-        """Write the last test's table of classes and its worst mistakes to TensorBoard."""
-        if self.scored is not None:
-            class_plots.write_tables(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
+        """Write the last test's table of classes, its worst mistakes and its projector to TensorBoard."""
+        if self.scored is None:
+            return
+        class_plots.write_tables(self.scored, self.classes, getattr(self, "mistakes", []), writer, step)
+        if self.places is not None and self.thumbnails is not None:
+            labels = report.labels(self.scored, self.classes, self.places["row"])
+            embedding.write(self.places, labels, self.thumbnails, writer, step)
 
     def test_baseline(self, baseline: Any, datamodule: Any) -> dict[str, float]:
         """Fit a scikit-learn classifier of pictures on the training rows; return its test metrics, as the network's.

@@ -83,6 +83,13 @@ def mistakes(rows: Classified, classes: list[str], names: Sequence[Any]) -> list
     ]
 
 
+def labels(rows: Classified, classes: list[str], numbers: NDArray[np.int64]) -> list[tuple[str, str]]:
+    """Return true and predicted class of the rows with these numbers."""
+    place = {int(row): index for index, row in enumerate(rows.row)}
+    found = rows.found
+    return [(classes[rows.target[at]], classes[found[at]]) for at in (place[int(number)] for number in numbers)]
+
+
 def _grid(title: str, rows: Classified, classes: list[str], images: Tensor, places: NDArray[np.int64]) -> Figure:
     """Pictures with what was predicted and how sure, and beneath a wrong one what it is."""
     num_lines = max(1, -(-len(places) // COLUMNS))
