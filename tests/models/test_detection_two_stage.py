@@ -194,5 +194,5 @@ def test_regions_are_pooled_as_torchvision_does():
 
 
 def test_anchors_that_there_are_not_cannot_be_scaled():
-    with pytest.raises(ValueError, match="anchor_scale must be 1 for fcos_resnet50_fpn, .* got 0.3"):
+    with pytest.raises(ValueError, match="anchor_scale must be 1: fcos_resnet50_fpn .* got 0.3"):
         module(architecture="fcos_resnet50_fpn")

@@ -20,6 +20,7 @@ OPTIONS = {
     "batches_per_call": 2,
     "flip": False,
     "translate": 1,
+    "decode": "once",
     "policy": "none",
     "num_ops": 1,
     "magnitude": 0,
