@@ -34,9 +34,10 @@ SMALL = {
 # Further networks of an experiment whose training on several ranks is no other network's.
 NETWORKS = {
     "detection-faster-rcnn": [
-        *("experiment=detection", "model=torchvision_detection", "model.warmup_share=0.5", "model.anchor_scale=0.2"),
-        *("model.architecture=fasterrcnn_mobilenet_v3_large_320_fpn", "data.num_train=130", "data.num_val=20"),
-        *("data.num_test=20", "data.image_size=64", "data.batch_size=16"),
+        *("experiment=detection", "model=torchvision_detection", "model.warmup_share=0.5", "model.lr=5e-5"),
+        "model.anchor_scale=0.2",
+        *("model.architecture=fasterrcnn_mobilenet_v3_large_320_fpn", "data.num_train=40", "data.num_val=8"),
+        *("data.num_test=8", "data.image_size=64", "data.batch_size=4"),
     ],
     "segmentation-torchvision": [
         *("experiment=segmentation", "model=torchvision_segmentation", "model.warmup_share=0.5"),

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from models.detection.architectures import DetectionTorchvision
-from models.detection.proposals import NONE, proposals, sampled
+from models.detection.proposals import NONE, drawn, proposals, sampled
 from train.export.graph import largest_difference, write
 
 SCHEMA = {
@@ -108,6 +108,22 @@ def test_proposals_are_those_of_torchvisions_suppression_level_by_level():
     assert few.is_there.sum() == 2  # all are one box: one of each level is left
 
 
+def test_what_may_be_learnt_from_is_drawn_by_the_odds_whatever_rounds_the_scores():
+    located = random_boxes(400)[None].repeat(3, 1, 1)
+    logits = torch.where(torch.arange(400) < 100, 2.0, -2.0).repeat(3, 1)
+    seeds = torch.tensor([1, 2, 1])
+    found = drawn(logits, located, seeds, most=40)
+    again = drawn(logits + 1e-6 * torch.randn(3, 400), located, seeds, most=40)
+    one, other, same = (set(row.tolist()) for row in found.anchors)
+    assert one == same != other
+    assert [set(row.tolist()) for row in again.anchors] == [one, other, same]
+    assert (found.anchors < 100).float().mean() > 0.8  # odds of 55 to 1, one to three
+    located[:, :10, 2:] = located[:, :10, :2]  # without area
+    every = drawn(logits, located, seeds, most=1000)
+    assert every.is_there.sum(dim=1).tolist() == [390] * 3
+    assert (every.anchors[every.is_there] >= 10).all()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("architecture", "size"), [(CHEAP, 224), ("fasterrcnn_resnet50_fpn_v2", None)])
@@ -194,5 +210,5 @@ def test_regions_are_pooled_as_torchvision_does():
 
 
 def test_anchors_that_there_are_not_cannot_be_scaled():
-    with pytest.raises(ValueError, match="anchor_scale must be 1 for fcos_resnet50_fpn, .* got 0.3"):
+    with pytest.raises(ValueError, match="anchor_scale must be 1: fcos_resnet50_fpn has .* got 0.3"):
         module(architecture="fcos_resnet50_fpn")
