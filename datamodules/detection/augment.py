@@ -19,6 +19,7 @@ GEOMETRY, COLOUR, MOSAIC = range(10, 13)  # streams of random numbers
 LEAST_LEFT = 0.3  # share of an object's area that must stay in the picture for it to count
 SMALLEST = 2.0  # pixels of a side of a box that is left
 GREY = 114.0  # what comes in at the edges
+OBJECTS = ("boxes", "target", "crowd", "masks", "frames")  # what a batch may have of each object
 
 
 class Augmentation(TypedDict):
@@ -67,14 +68,15 @@ class AugmentedLoader(TensorLoader):
         chosen = torch.nonzero(draw[:, 3] < self.how["mosaic"]).flatten()
         others = (draw[chosen, :3] * self.num_rows).long().clamp_max(self.num_rows - 1)
         rows = torch.cat([batch["row"][chosen].unsqueeze(1), others], dim=1)
-        parts = {name: self.tensors[name][rows] for name in ("image", "boxes", "target", "crowd")}
+        parts = {name: self.tensors[name][rows] for name in ("image", *OBJECTS) if name in self.tensors}
         whole = mosaic(parts)
         room = whole["target"].shape[1] - batch["target"].shape[1]
         batch["image"] = batch["image"].index_copy(0, chosen, whole["image"])
-        for name, value in (("boxes", 0.0), ("target", ABSENT), ("crowd", False)):
-            sides = (0, 0, 0, room) if name == "boxes" else (0, room)
-            wide = functional.pad(batch[name], sides, value=value)
-            batch[name] = wide.index_copy(0, chosen, whole[name])
+        for name in OBJECTS:
+            if name in whole:
+                sides = (0, 0, 0, room) if batch[name].ndim == 3 else (0, room)
+                wide = functional.pad(batch[name], sides, value=ABSENT if name == "target" else 0)
+                batch[name] = wide.index_copy(0, chosen, whole[name])
 
 
 def mosaic(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,18 +93,14 @@ def mosaic(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         image[:, top : top + half.shape[2], left : left + half.shape[3]] = half[:, place]
         shift[place] = torch.tensor([left, top, left, top])
     scale = torch.tensor([half.shape[3] / width, half.shape[2] / height] * 2, device=image.device)
-    boxes = parts["boxes"] * scale + shift.view(1, 4, 1, 4)
-    return {
-        "image": image,
-        "boxes": boxes.flatten(1, 2),
-        "target": parts["target"].flatten(1),
-        "crowd": parts["crowd"].flatten(1),
-    }
+    moved = {name: parts[name] * scale + shift.view(1, 4, 1, 4) for name in ("boxes", "frames") if name in parts}
+    return {"image": image, **{name: (parts | moved)[name].flatten(1, 2) for name in OBJECTS if name in parts}}
 
 
 def augmented(batch: Batch, how: Augmentation, *, seed: int, epoch: int) -> Batch:
     """Change the pictures of a batch and their boxes; objects of which too little is left are absent."""
     image, boxes, target = batch["image"], batch["boxes"], batch["target"]
+    found: Batch = {}
     if not len(image):
         return {}
     if how["flip"] or how["scale"] or how["translate"]:
@@ -111,10 +109,12 @@ def augmented(batch: Batch, how: Augmentation, *, seed: int, epoch: int) -> Batc
         scale = 1 + how["scale"] * (2 * draw[:, 1] - 1)
         shift = how["translate"] * (2 * draw[:, 2:] - 1)  # of the picture's side, right and down
         image = _moved(image, sign, scale, shift)
+        if "frames" in batch:
+            found["frames"] = _placed(batch["frames"], sign, scale, shift, image.shape[1:3])
         boxes, target = _moved_boxes(boxes, target, sign, scale, shift, image.shape[1:3])
     if how["colour"]:
         image = _coloured(image, uniform(seed, epoch, batch["row"], COLOUR, 5), how["colour"])
-    return {"image": image, "boxes": boxes, "target": target}
+    return {"image": image, "boxes": boxes, "target": target, **found}
 
 
 def _moved(image: Tensor, sign: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -134,14 +134,19 @@ def _moved_boxes(
     boxes: Tensor, target: Tensor, sign: Tensor, scale: Tensor, shift: Tensor, size: torch.Size
 ) -> tuple[Tensor, Tensor]:
     sides = torch.tensor([size[1], size[0]] * 2, device=boxes.device)
-    centred = boxes / sides - 0.5
-    left, top, right, bottom = centred.unbind(dim=2)
-    mirrored = torch.where(sign.view(-1, 1, 1) < 0, torch.stack([-right, top, -left, bottom], dim=2), centred)
-    whole = (mirrored * scale.view(-1, 1, 1) + shift.repeat(1, 2).unsqueeze(1) + 0.5) * sides
+    placed = _placed(boxes, sign, scale, shift, size)
+    whole = torch.where(sign.view(-1, 1, 1) < 0, placed[..., [2, 1, 0, 3]], placed)
     inside = whole.clamp_min(0).minimum(sides)
     share = _area(inside) / _area(whole).clamp_min(1e-6)
     is_there = (share >= LEAST_LEFT) & ((inside[..., 2:] - inside[..., :2]) >= SMALLEST).all(dim=2)
     return inside, torch.where(is_there, target, ABSENT)
+
+
+def _placed(boxes: Tensor, sign: Tensor, scale: Tensor, shift: Tensor, size: torch.Size) -> Tensor:
+    """Where the corners come to lie; of a mirror image, what was left is right of what was right."""
+    sides = torch.tensor([size[1], size[0]] * 2, device=boxes.device)
+    turn = torch.stack([sign, torch.ones_like(sign)] * 2, dim=1).unsqueeze(1)
+    return ((boxes / sides - 0.5) * turn * scale.view(-1, 1, 1) + shift.repeat(1, 2).unsqueeze(1) + 0.5) * sides
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
 """COCO annotation files as pictures with boxes."""
 
+import hashlib
 import posixpath
 
 from datamodules.coco import CocoImage, read_coco
 from datamodules.detection.given import Given
+from datamodules.detection.masks import Masks, framed
 from datamodules.detection.objects import Objects
+from datamodules.images import Size
+from datamodules.outlines import area
 from datamodules.vision.files import of_paths
 
 
@@ -14,7 +18,26 @@ def of_file(uri: str, image_root: str | None, notes: list[str]) -> Given:
     if not images:
         raise ValueError(f"{uri}: it lists no images")
     source = of_paths(uri, [image.name for image in images], image_root or posixpath.dirname(uri) or ".", notes)
-    return Given(source, [_objects(image) for image in images], sizes=[image.size for image in images])
+    objects = [_objects(image) for image in images]
+
+    def masks(place: int, size: Size) -> list[Masks]:
+        return _masks(images[place], size, uri)
+
+    # Reprs of all outlines, so that a file that was annotated again is read again.
+    version = hashlib.blake2b(repr(images).encode(), digest_size=16).hexdigest()
+    sizes = [image.size for image in images]
+    return Given(source, objects, sizes=sizes, masks=masks, masks_version=version)
+
+
+def _masks(image: CocoImage, size: Size, uri: str) -> list[Masks]:
+    found = []
+    for number, one in enumerate(image.objects, start=1):
+        try:
+            found.append(framed(area(one, size)[0], one.box))
+        except ValueError as error:
+            where = f"{uri}, {image.name}, object {number} ({one.category})"
+            raise ValueError(f"{where}: {error}; give data.masks=false to learn boxes alone") from error
+    return found
 
 
 def _objects(image: CocoImage) -> Objects:

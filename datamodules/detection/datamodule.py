@@ -17,6 +17,7 @@ from torch import Tensor
 from datamodules.detection import other
 from datamodules.detection.augment import Augmentation, AugmentedLoader
 from datamodules.detection.given import Given
+from datamodules.detection.masks import with_masks
 from datamodules.detection.objects import Objects, cut, known, tensors_of
 from datamodules.loading import TensorLoader
 from datamodules.pictures import Count, PictureOptions, encoded_raw, note_decoded, size_of, split_by_pixels, tensor_of
@@ -27,6 +28,7 @@ from datamodules.vision.decoded import Decoded, How, decoded
 from datamodules.vision.statistics import statistics
 
 EVAL_BATCH_SIZE = 64
+MASKED_BATCH_SIZE = 8  # of a hundred detections each, every one with a mask
 MOST_PIXELS = 2_000_000  # that tell mean and spread of colours: more do not move them
 SMALLEST = 32  # pixels of a side: the networks halve it five times
 
@@ -154,7 +156,8 @@ class DetectionDataModule(LightningDataModule):
         """Batches of rows such as `load_other` gives, as they are."""
         if not len(tensors["target"]):
             return []
-        return TensorLoader(on_device(tensors, self.trainer), batch_size=EVAL_BATCH_SIZE, shuffle=False)
+        size = MASKED_BATCH_SIZE if "masks" in tensors else EVAL_BATCH_SIZE
+        return TensorLoader(on_device(tensors, self.trainer), batch_size=size, shuffle=False)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch as it is: the loaders' tensors live on the device."""
@@ -169,6 +172,8 @@ class DetectionDataModule(LightningDataModule):
         note_decoded({given.source.where: found}, self.notes)
         names = [given.source.names[place] for place in found.places]
         objects = [given.of(int(place), size) for place, size in zip(found.places, found.sizes, strict=True)]
+        if self.raw.get("masks"):
+            objects = with_masks(given, objects, found)
         return Rows(found.pixels, names, found.sizes, cut(objects, found.sizes, names, self.notes))
 
     def _tensors(self, rows: Rows, classes: list[str], what: str) -> dict[str, Tensor]:
@@ -190,6 +195,7 @@ class DetectionDataModule(LightningDataModule):
             "image_size": [height, width],
             **statistics(some),
             "raw": self.raw,
+            **({"masks": True} if self.raw.get("masks") else {}),
         }
 
     def _describe(self) -> None:
@@ -229,4 +235,6 @@ def _fingerprint(found: Mapping[str, Decoded], rows: Mapping[str, Rows]) -> str:
         for one in own.objects:
             told.update(np.ascontiguousarray(one.boxes).data)
             told.update(np.ascontiguousarray(one.is_crowd).data)
+            if one.masks is not None:
+                told.update(np.ascontiguousarray(one.masks).data)
     return told.hexdigest()

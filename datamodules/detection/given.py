@@ -1,7 +1,8 @@
 """Pictures that are not decoded yet, with what their annotations say is in them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,17 @@ class Given:
         objects: in each, their boxes in pixels of the file turned upright.
         in_shares: whether boxes are shares of width and height instead.
         sizes: height and width of each file as the annotations tell; None, or of a picture None, where they do not.
+        masks: gives the packed masks of a picture's objects by its place and size; None where there are none, or
+            nobody asked.
+        masks_version: JSON of what tells these masks from others.
     """
 
     source: Source
     objects: Sequence[Objects]
     in_shares: bool = False
     sizes: Sequence[Size | None] | None = None
+    masks: Callable[[int, Size], Sequence[NDArray[np.uint8]]] | None = None
+    masks_version: Any = None
 
     def of(self, place: int, size: NDArray[np.int32]) -> Objects:
         """The objects of a picture of this height and width, in pixels.
@@ -42,4 +48,4 @@ class Given:
         if not self.in_shares:
             return found
         height, width = size
-        return Objects(found.boxes * [width, height, width, height], found.labels, found.is_crowd)
+        return replace(found, boxes=found.boxes * [width, height, width, height])

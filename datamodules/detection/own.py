@@ -22,6 +22,7 @@ class DetectionCoco(DetectionDataModule):
         val_path: that of the validation images; None to take them out of the training images.
         test_path: that of the test images; None to take them out of the training images.
         image_root: folder that the file names start from; None for the annotation file's own.
+        masks: whether objects have masks, out of their polygons and run lengths, for a model that learns them.
         options: see `Options`.
     """
 
@@ -32,9 +33,10 @@ class DetectionCoco(DetectionDataModule):
         val_path: str | None,
         test_path: str | None,
         image_root: str | None,
+        masks: bool,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__({**COLUMNS, "image_root": image_root}, options)
+        super().__init__({**COLUMNS, "image_root": image_root, "masks": masks}, options)
         self.paths = paths_of(path, val_path, test_path)
         self.name = _last(path)
 
@@ -88,6 +90,7 @@ class DetectionPennFudan(DetectionDataModule):
         path: where the folder is.
         num_test: images that test.
         split_seed: of which they are; another than the run's, so that runs of several seeds have the same.
+        masks: whether pedestrians have masks, those of the folder PedMasks, for a model that learns them.
         options: see `Options`; `test_share` counts for nothing where `num_test` is not 0.
     """
 
@@ -97,9 +100,10 @@ class DetectionPennFudan(DetectionDataModule):
         path: str,
         num_test: Annotated[int, Ge(0)],
         split_seed: Annotated[int, Ge(0)],
+        masks: bool,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__({**COLUMNS, "image_root": None}, options)
+        super().__init__({**COLUMNS, "image_root": None, "masks": masks}, options)
         self.path, self.name = path, "penn_fudan"
         self.num_test, self.split_seed = num_test, split_seed
 

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from datamodules.detection.given import Given
+from datamodules.detection.masks import Masks, framed
 from datamodules.detection.objects import Objects
+from datamodules.images import Size
+from datamodules.segmentation.masks import decode_mask
 from datamodules.vision.files import Files, read_bytes
 
 LABEL = "pedestrian"  # of all objects, whatever they do
@@ -46,7 +49,29 @@ def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Gi
         if path not in there:
             raise ValueError(f"{uri}/{image}: there must be an annotation, {path}")
         objects.append(_objects(read_bytes(files.filesystem, f"{files.root}/{path}"), f"{uri.rstrip('/')}/{path}"))
-    return Given(files.source(uri, own), objects)
+    paths = [f"PedMasks/{posixpath.splitext(posixpath.basename(image))[0]}_mask.png" for image in own]
+
+    def masks(place: int, size: Size) -> list[Masks]:
+        return _masks(uri, files, paths[place], objects[place], size)
+
+    version = [[path, *files.images.get(path, [])] for path in paths]
+    return Given(files.source(uri, own), objects, masks=masks, masks_version=version)
+
+
+def _masks(uri: str, files: Files, path: str, objects: Objects, size: Size) -> list[Masks]:
+    where = f"{uri.rstrip('/')}/{path}"
+    if path not in files.images:
+        raise ValueError(f"{where}: there must be a mask; give data.masks=false to learn boxes alone")
+    try:
+        values = decode_mask(read_bytes(files.filesystem, f"{files.root}/{path}"), most_pixels=size[0] * size[1])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if values.shape != size or int(values.max()) != len(objects.labels):
+        raise ValueError(
+            f"{where}: it must number {len(objects.labels)} pedestrians in {size[0]} x {size[1]} pixels, as its "
+            f"annotation; it has {int(values.max())} in {values.shape[0]} x {values.shape[1]}"
+        )
+    return [framed(values == number, box) for number, box in enumerate(objects.boxes.tolist(), start=1)]
 
 
 def _own(files: Files) -> list[str]:

@@ -11,8 +11,9 @@ from datamodules import scenes as composed
 from datamodules.cache import cached_table
 from datamodules.detection.datamodule import DetectionDataModule, Options
 from datamodules.detection.given import Given
+from datamodules.detection.masks import Masks, framed
 from datamodules.detection.objects import Objects
-from datamodules.images import Opened
+from datamodules.images import Opened, Size
 from datamodules.vision.decoded import Source
 
 
@@ -26,6 +27,7 @@ class Scenes(DetectionDataModule):
         num_val: scenes that validate.
         num_test: scenes that test.
         scene_seed: of what is drawn; another than the run's, so that runs of several seeds have the same test scenes.
+        masks: whether objects have masks, exact ones, for a model that learns them.
         options: see `Options`; scenes are square.
     """
 
@@ -38,9 +40,10 @@ class Scenes(DetectionDataModule):
         num_val: Annotated[int, Ge(0)],
         num_test: Annotated[int, Ge(0)],
         scene_seed: Annotated[int, Ge(0)],
+        masks: bool,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__({"image": "image", "objects": "objects", "image_root": None}, options)
+        super().__init__({"image": "image", "objects": "objects", "image_root": None, "masks": masks}, options)
         if self.size[0] != self.size[1]:
             raise ValueError(f"image_size must be one number, scenes are square; got {options['image_size']}")
         self.numbers = {"train": num_train, "val": num_val, "test": num_test}
@@ -71,4 +74,10 @@ class Scenes(DetectionDataModule):
         table = cached_table("scene-objects", {"version": version}, objects).to_pylist()
         found = [Objects.of(json.loads(row["boxes"]), json.loads(row["labels"])) for row in table]
         names = [f"{split} scene {place}" for place in range(num)]
-        return Given(Source(f"{self.name}, {split}", names, read, ["scenes", *version]), found)
+
+        def masks(place: int, size: Size) -> list[Masks]:
+            scene = made()[place]
+            return [framed(scene.owner == number + 1, box) for number, box in enumerate(scene.boxes.tolist())]
+
+        source = Source(f"{self.name}, {split}", names, read, ["scenes", *version])
+        return Given(source, found, masks=masks, masks_version=version)

@@ -37,7 +37,7 @@ class DetectionFcosSmall(DetectionModule):
 class DetectionTorchvision(DetectionModule):
     """A detector of torchvision, with published weights or from scratch.
 
-    See `TorchvisionDetector` for those of one stage, `TwoStageDetector` for Faster R-CNN.
+    See `TorchvisionDetector` for those of one stage, `TwoStageDetector` for Faster and Mask R-CNN.
     """
 
     def __init__(

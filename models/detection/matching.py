@@ -29,6 +29,9 @@ class Detected:
         crowd: whether they are neither to be found nor a mistake if found, [N, M].
         size: height and width of the pictures before resizing, [N, 2].
         row: number of the picture in the split, [N].
+        cells: of the masks of detections, 255 for what is sure, uint8 [N, D, S S]; None where there are no masks.
+        masks: of objects, packed, uint8 [N, M, bytes].
+        frames: boxes that they fill, [N, M, 4].
     """
 
     found: NDArray[np.float32]
@@ -37,6 +40,9 @@ class Detected:
     crowd: Bools
     size: NDArray[np.int32]
     row: NDArray[np.int64]
+    cells: NDArray[np.uint8] | None = None
+    masks: NDArray[np.uint8] | None = None
+    frames: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.detection import masks
 from models.detection.matching import Detected, Judged, average_precision
 
 NAMES = {
@@ -64,6 +65,48 @@ def metrics_of(rows: Detected, image_size: Sequence[int], num_classes: int) -> t
         {name: value for name, value in values.items() if value >= 0},
         [value if value >= 0 else float("nan") for value in known],
     )
+
+
+def mask_metrics_of(rows: Detected, image_size: Sequence[int]) -> dict[str, float]:
+    """`mask_map`, which is mAP@[.5:.95] by overlaps of masks, `mask_map_50` and `mask_map_75`; nothing without masks.
+
+    Masks are compared in the pixels of resized pictures.
+    """
+    from torchmetrics.detection import MeanAveragePrecision
+
+    if rows.cells is None or rows.masks is None or rows.frames is None:
+        return {}
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+    metric = MeanAveragePrecision(backend="faster_coco_eval", iou_type="segm")
+    metric.warn_on_many_detections = False
+    height, width = image_size
+    with warnings.catch_warnings(action="ignore"):
+        for row in range(len(rows.row)):  # one by one, so that only one picture's masks are pixels at a time
+            own, is_object = rows.found[row, :, 5] >= 0, rows.target[row] >= 0
+            found = masks.pasted(masks.of_bytes(rows.cells[row, own]), _tensor(rows.found[row, own, :4]), height, width)
+            truth = masks.unpacked(torch.from_numpy(rows.masks[row, is_object]))
+            covered = masks.pasted(truth, _tensor(rows.frames[row, is_object]), height, width)
+            metric.update(
+                [
+                    {
+                        "masks": torch.from_numpy(found),
+                        "scores": _tensor(rows.found[row, own, 4]),
+                        "labels": _tensor(rows.found[row, own, 5]).long(),
+                    }
+                ],
+                [
+                    {
+                        "masks": torch.from_numpy(covered),
+                        "labels": torch.from_numpy(rows.target[row, is_object]),
+                        "iscrowd": torch.from_numpy(rows.crowd[row, is_object].astype(np.int64)),
+                    }
+                ],
+            )
+        told = metric.compute()
+    if not ((rows.target >= 0) & ~rows.crowd).any():
+        return {}
+    # Of masks, and not of boxes, -1 also says that nothing was found.
+    return {f"mask_{name}": max(0.0, float(told[name])) for name in ("map", "map_50", "map_75")}
 
 
 def _tensor(values: NDArray[np.floating]) -> Tensor:

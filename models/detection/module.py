@@ -16,7 +16,8 @@ from torch import Tensor
 
 from models import pruning
 from models.detection import baselines, metrics, report
-from models.detection.export import graph_of, joined
+from models.detection.export import COLUMNS, graph_of, joined
+from models.detection.masks import bytes_of
 from models.detection.matching import Detected, Judged, judged
 from models.detection.networks import DetectionNetwork
 from models.graph import Graph
@@ -27,7 +28,9 @@ from models.sharding import shard_networks
 Schema = Mapping[str, Any]
 
 PREDICT_ROWS = 64  # more at a time fill memory with activations and are no faster
+MASKED_ROWS = 8  # the same with masks
 TRUTH = ("boxes", "target", "crowd", "size", "row")
+MASKED = ("masks", "frames")  # what a batch also has where objects have masks
 
 
 class DetectionModule(LightningModule):
@@ -79,10 +82,11 @@ class DetectionModule(LightningModule):
         """
         if decision != "cost":
             raise ValueError(f"decision={decision!r} needs thresholds, which detections have not: leave it out")
-        parts = [self(images) for images in torch.split(batch["image"], PREDICT_ROWS)]
+        num = MASKED_ROWS if self.network.has_masks else PREDICT_ROWS
+        parts = [self(images) for images in torch.split(batch["image"], num)]
         found, sizes = torch.cat(parts).cpu().numpy(), batch["size"].cpu().numpy()
         scale = np.tile(sizes[:, ::-1] / np.array(batch["image"].shape[2:0:-1]), 2)
-        return {"objects": np.array(report.as_json(found, scale, self.classes), dtype=object)}
+        return {"objects": np.array(report.as_json(found, scale, self.classes, sizes), dtype=object)}
 
     def export_graphs(self) -> list[Graph]:
         """Return what is exported: one graph, bytes of pixels to boxes, scores, labels and their count."""
@@ -108,7 +112,8 @@ class DetectionModule(LightningModule):
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the pictures of one mini-batch, a scalar."""
-        return self.network.score(batch["image"], batch["boxes"], batch["target"], batch["crowd"])
+        masks = {name: batch[name] for name in MASKED} if self.network.has_masks else {}
+        return self.network.score(batch["image"], batch["boxes"], batch["target"], batch["crowd"], **masks)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, fused, over the trained network."""
@@ -138,7 +143,11 @@ class DetectionModule(LightningModule):
         self._keep(batch)
 
     def _keep(self, batch: Mapping[str, Tensor]) -> None:
-        self.outputs.append({"found": self(batch["image"]).float(), **{name: batch[name] for name in TRUTH}})
+        found = self(batch["image"]).float()
+        kept = {"found": found[..., :COLUMNS], **{name: batch[name] for name in TRUTH}}
+        if self.network.has_masks:
+            kept |= {"cells": bytes_of(found[..., COLUMNS:]), **{name: batch[name] for name in MASKED}}
+        self.outputs.append(kept)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`."""
@@ -152,6 +161,7 @@ class DetectionModule(LightningModule):
 
     def _log_metrics(self, split: str, rows: Detected) -> None:
         found, self.by_class = metrics.metrics_of(rows, self.schema["image_size"], len(self.classes))
+        found |= metrics.mask_metrics_of(rows, self.schema["image_size"])
         values = {f"{split}/{name}": value for name, value in found.items()}
         self.log_dict(values, rank_zero_only=True, logger=False)  # Telemetry writes them at the optimizer step
 

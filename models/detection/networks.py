@@ -27,9 +27,14 @@ REACH = 8  # strides to the farthest side of a box that a level is for
 
 
 class DetectionNetwork(nn.Module):
-    """A network that finds objects; `blocks` are its large parts."""
+    """A network that finds objects; `blocks` are its large parts.
+
+    One that `has_masks` takes packed masks and their frames in training, too (see `models.detection.masks`), and puts
+    behind the six columns of each detection the cells of its mask, from 0 to 1.
+    """
 
     blocks: Iterable[nn.Module]
+    has_masks = False
 
     def score(self, image: Tensor, boxes: Tensor, target: Tensor, crowd: Tensor) -> Tensor:
         """Loss of a batch in training, the mean over its pictures, a scalar."""

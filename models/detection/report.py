@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models import markdown, plots
+from models.detection import masks
 from models.detection.matching import Detected, Judged, average_precision, curves
 
 MOST_PICTURES = 18
@@ -20,38 +23,55 @@ MOST_CLASSES = 20  # of a plot
 RIGHT, WRONG, TRUE = "#2f6fb0", "#c8373c", "#f2c14e"
 SURE = 0.3  # least score of what pictures show
 DIGITS = 4
+COLUMNS_OF_BOX = 6  # of a detection; those of its mask come behind
+SHADE = 0.45  # of the colour over what a mask covers
 
 
-def as_json(found: NDArray[np.float32], scale: NDArray[np.float64], classes: Sequence[str]) -> list[str]:
-    """Each picture's detections [D, 6] as a JSON list, boxes multiplied by its `scale` [4]."""
+def as_json(
+    found: NDArray[np.float32], scale: NDArray[np.float64], classes: Sequence[str], sizes: NDArray[np.int64]
+) -> list[str]:
+    """Each picture's detections [D, 6] as a JSON list, boxes multiplied by its `scale` [4].
+
+    Detections with masks behind their columns have COCO's run lengths of the picture's size [2], `segmentation`.
+    """
     told = []
-    for rows, factor in zip(found, scale, strict=True):
-        own = [
-            {
-                "label": classes[int(row[5])],
-                "score": round(float(row[4]), DIGITS),
-                "box": [round(float(side), 2) for side in row[:4] * factor],
-            }
-            for row in rows
-            if row[5] >= 0
-        ]
+    for rows, factor, size in zip(found, scale, sizes, strict=True):
+        own = [_told(row, factor, classes, size) for row in rows if row[5] >= 0]
         told.append(json.dumps(own))
     return told
+
+
+def _told(
+    row: NDArray[np.float32], scale: NDArray[np.float64], classes: Sequence[str], size: NDArray[np.int64]
+) -> dict[str, Any]:
+    box = row[:4] * scale
+    found: dict[str, Any] = {
+        "label": classes[int(row[5])],
+        "score": round(float(row[4]), DIGITS),
+        "box": [round(float(side), 2) for side in box],
+    }
+    if len(row) > COLUMNS_OF_BOX:
+        cells = masks.of_bytes((row[None, COLUMNS_OF_BOX:] * 255).round().astype(np.uint8))
+        (covered,) = masks.pasted(cells, torch.from_numpy(box[None].astype(np.float32)), int(size[0]), int(size[1]))
+        found["segmentation"] = masks.run_lengths(covered)
+    return found
 
 
 def predicts(schema: Mapping[str, Any]) -> str:
     """Return what the model predicts, in words."""
     classes = ", ".join(map(str, schema["classes"][:MOST_CLASSES]))
-    return f"a box and a score for each object that it finds, of these classes: {classes}"
+    what = "a box, a mask and a score" if schema.get("masks") else "a box and a score"
+    return f"{what} for each object that it finds, of these classes: {classes}"
 
 
 def inputs(schema: Mapping[str, Any]) -> dict[str, str]:
     """Return what the input of the exported graph holds."""
     height, width = schema["image_size"]
+    masks = ". The cells of a mask, from 0 to 1, fill its box" if schema.get("masks") else ""
     return {
         "image": "uint8 [rows, height, width, 3], red, green and blue, upright; any height and width, of which the "
         f"graph makes {height} x {width}. Decoding of files and EXIF rotation are the caller's. Boxes come in pixels "
-        "of this input; the first `count` of each picture are detections, the surest first, the rest pads"
+        f"of this input; the first `count` of each picture are detections, the surest first, the rest pads{masks}"
     }
 
 
@@ -153,14 +173,23 @@ def _grid(
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, place in zip(grid.flat, places, strict=False):
-        axes.imshow(images[int(rows.row[place])].cpu().numpy())
+        picture = images[int(rows.row[place])].cpu().numpy()
+        axes.imshow(picture)
         for box in rows.boxes[place][rows.target[place] >= 0]:
             _draw(axes, box, TRUE, "")
         for number in np.flatnonzero((judged.labels[place] >= 0) & (judged.score[place] >= SURE)):
             colour = RIGHT if judged.right[place, number, 0] else WRONG
             told = f"{classes[judged.labels[place, number]][:12]} {judged.score[place, number]:.2f}"
             _draw(axes, rows.found[place, number, :4], colour, told)
+            if rows.cells is not None:
+                _shade(axes, rows.cells[place, number], rows.found[place, number, :4], picture.shape, colour)
     return figure
+
+
+def _shade(axes: Axes, cells: NDArray[np.uint8], box: NDArray[np.float32], shape: Sequence[int], colour: str) -> None:
+    """Lay a colour over what a mask covers."""
+    (covered,) = masks.pasted(masks.of_bytes(cells[None]), torch.from_numpy(box[None]), shape[0], shape[1])
+    axes.imshow(np.where(covered[..., None], np.array(to_rgba(colour, SHADE)), 0.0))
 
 
 def _draw(axes: Axes, box: NDArray[np.float32], colour: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""Torchvision's two-stage detectors, Faster R-CNN (arXiv 1506.01497), as networks of ours, with weights or without.
+"""Torchvision's two-stage detectors, Faster and Mask R-CNN (arXiv 1506.01497, 1703.06870), as networks of ours.
 
 Shapes: B pictures, L anchors of all levels, P proposals, R regions of all pictures, C classes; torchvision's class 0 is
 the background.
@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import roi_align
 
 from models.detection import boxes
+from models.detection.masks import mask_losses
 from models.detection.networks import LEAST_SCORE, MOST, MOST_CANDIDATES, DetectionNetwork
 from models.detection.pretrained import body_of, scaled
 from models.detection.proposals import Proposals, drawn, proposals, sampled
@@ -27,6 +28,8 @@ ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
 )
 LEARNT_FROM = 1000  # boxes of a picture that are drawn in training, of which the second stage sees some
 PROPOSED = 300  # proposals of a picture otherwise
@@ -64,6 +67,9 @@ class TwoStageDetector(DetectionNetwork):
         anchor_scale: float,
     ) -> None:
         super().__init__()
+        self.has_masks = architecture.startswith("maskrcnn")
+        if self.has_masks and not schema.get("masks"):
+            raise ValueError(f"architecture={architecture} learns masks, and the data have none: give data.masks=true")
         self.most_overlap = most_overlap
         self.pixels = Pixels(schema, size=input_size)
         self.body = body_of(architecture, weights, num_classes=len(schema["classes"]) + 1)
@@ -76,7 +82,9 @@ class TwoStageDetector(DetectionNetwork):
             pictures = ImageList(torch.zeros(1, 3, *self.pixels.size), [self.pixels.size])
             anchors = self.body.rpn.anchor_generator(pictures, list(levels.values()))[0]
             # The pooler learns the levels' strides from its first call.
-            self.body.roi_heads.box_roi_pool(levels, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [self.pixels.size])
+            for pooler in (self.body.roi_heads.box_roi_pool, self.body.roi_heads.mask_roi_pool):
+                if pooler is not None:
+                    pooler(levels, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [self.pixels.size])
         per_place = self.body.rpn.anchor_generator.num_anchors_per_location()
         shapes = [level.shape[2] * level.shape[3] for level in levels.values()]
         self.sizes = [places * num for places, num in zip(shapes, per_place, strict=True)]
@@ -86,7 +94,8 @@ class TwoStageDetector(DetectionNetwork):
     def blocks(self) -> Iterable[nn.Module]:  # type: ignore[override]
         """Its large parts."""
         heads = self.body.roi_heads
-        return [self.body.backbone, self.body.rpn.head, heads.box_head, heads.box_predictor]
+        masks = [heads.mask_head, heads.mask_predictor] if self.has_masks else []
+        return [self.body.backbone, self.body.rpn.head, heads.box_head, heads.box_predictor, *masks]
 
     def train(self, mode: bool = True) -> "TwoStageDetector":
         """Switch to training; the statistics of published weights stay what they are."""
@@ -94,25 +103,28 @@ class TwoStageDetector(DetectionNetwork):
         keep_statistics(self.body)
         return self
 
-    def score(self, image: Tensor, boxes: Tensor, target: Tensor, crowd: Tensor) -> Tensor:
+    def score(self, image: Tensor, boxes: Tensor, target: Tensor, crowd: Tensor, **given_masks: Tensor) -> Tensor:
         """Loss of a batch in training, the mean over its pictures, a scalar; nothing is learnt of a crowd's box."""
         levels = self.body.backbone(self.pixels(image))
         logits, deltas = self._proposed(levels)
         sides = torch.tensor([image.shape[2], image.shape[1]] * 2, device=boxes.device)
-        scaled_boxes = boxes * (torch.tensor(self.pixels.size[::-1] * 2, device=boxes.device) / sides)
+        scale = torch.tensor(self.pixels.size[::-1] * 2, device=boxes.device) / sides
+        given = {"boxes": boxes * scale, "labels": target + 1}
+        if self.has_masks:
+            given |= {"masks": given_masks["masks"], "frames": given_masks["frames"] * scale}
         is_own = (target >= 0) & ~crowd
-        wanted = [
-            {"boxes": located[own], "labels": labels[own] + 1}
-            for located, labels, own in zip(scaled_boxes, target, is_own, strict=True)
-        ]
+        wanted = [{name: values[row][own] for name, values in given.items()} for row, own in enumerate(is_own)]
         seeds = self.seeds(len(image), image.device)
         found = drawn(logits.detach(), self._located(deltas.detach()), seeds + 2, most=LEARNT_FROM)
         chosen = [self._chosen(found, row, own, seeds[row]) for row, own in enumerate(wanted)]
-        answers = self._second(levels, [one["boxes"] for one in chosen])
+        answers = [*self._second(levels, [one["boxes"] for one in chosen])]
+        if self.has_masks:
+            answers.append(self._masks(levels, [one["boxes"][one["labels"] > 0] for one in chosen]))
         if not chosen:  # sharded parts must be asked even so: other ranks wait for them
             return torch.stack([part.sum() for part in (logits, deltas, *answers)]).sum() * torch.nan
         first = [self._first_loss(logits[row], deltas[row], own, seeds[row]) for row, own in enumerate(wanted)]
-        return (torch.stack(first) + self._second_losses(*answers, chosen)).mean()
+        losses = torch.stack(first) + self._second_losses(answers[0], answers[1], chosen)
+        return (losses + mask_losses(answers[2], chosen, wanted) if self.has_masks else losses).mean()
 
     def forward(self, image: Tensor) -> Tensor:
         """Detections [B, D, 6] of pictures uint8 [B, H, W, 3]."""
@@ -127,7 +139,7 @@ class TwoStageDetector(DetectionNetwork):
         scores = logits.float().softmax(dim=1).view(shape) * found.is_there.unsqueeze(2)
         sides = torch.tensor([image.shape[2], image.shape[1]] * 2, device=image.device)
         across = sides / torch.tensor(self.pixels.size[::-1] * 2, device=image.device)
-        return boxes.detections(
+        detected = boxes.detections(
             self._cut(located.view(*shape, 4)[:, :, 1:]) * across,
             scores[..., 1:],
             most_overlap=self.most_overlap,
@@ -135,6 +147,10 @@ class TwoStageDetector(DetectionNetwork):
             most_candidates=MOST_CANDIDATES,
             most=MOST,
         )
+        if not self.has_masks:
+            return detected
+        cells = self._masks_of(levels, detected[..., :4] / across, detected[..., 5].long())
+        return torch.cat([detected, cells.flatten(2)], dim=2)
 
     def _proposed(self, levels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The first stage's logits [B, L] and changes of anchors [B, L, 4]."""
@@ -166,6 +182,22 @@ class TwoStageDetector(DetectionNetwork):
         pooled = heads.box_roi_pool(levels, own, [self.pixels.size] * len(own))
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         return logits.float(), deltas.float()
+
+    def _masks(self, levels: Mapping[str, Tensor], regions: Sequence[Tensor]) -> Tensor:
+        """Logits of the masks of each class in some regions of each picture, [R, C, side, side]."""
+        heads: Any = self.body.roi_heads
+        own = list(regions) or [self.anchors[:0]]
+        pooled = heads.mask_roi_pool(levels, own, [self.pixels.size] * len(own))
+        logits: Tensor = heads.mask_predictor(heads.mask_head(pooled))
+        return logits.float()
+
+    def _masks_of(self, levels: Mapping[str, Tensor], located: Tensor, labels: Tensor) -> Tensor:
+        """Masks of detections [B, D, 4] of classes [B, D], from 0 to 1, [B, D, side, side]."""
+        heads: Any = self.body.roi_heads
+        logits = heads.mask_predictor(heads.mask_head(self._pooled(heads.mask_roi_pool, levels, located)))
+        own = (labels.flatten() + 1).view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
+        cells: Tensor = logits.float().sigmoid().gather(1, own).view(*labels.shape, *logits.shape[2:])
+        return cells * (labels >= 0).unsqueeze(2).unsqueeze(3)
 
     def _second_losses(self, logits: Tensor, deltas: Tensor, chosen: Sequence[dict[str, Tensor]]) -> Tensor:
         """Of each picture [B]: which class some proposals are of, and where that is."""

@@ -37,8 +37,9 @@ OPTIONS = {
     "mosaic": 0.0,
     "seed": 0,
 }
-COCO = {"val_path": None, "test_path": None, "image_root": None}
-TABLE = {**COCO, "image": "file", "objects": "objects", "split_column": None, "splits": None}
+PLACES = {"val_path": None, "test_path": None, "image_root": None}
+COCO = {**PLACES, "masks": False}
+TABLE = {**PLACES, "image": "file", "objects": "objects", "split_column": None, "splits": None}
 NAMES = ("cat", "dog")
 HEIGHT, WIDTH = 40, 50
 NUM = 20
@@ -143,7 +144,7 @@ def table(folder, **more):
 
 
 def penn_fudan(folder, **more):
-    return DetectionPennFudan(path=str(folder), num_test=4, split_seed=0, **{**OPTIONS, **more})
+    return DetectionPennFudan(path=str(folder), num_test=4, split_seed=0, masks=False, **{**OPTIONS, **more})
 
 
 FORMATS = {
@@ -356,7 +357,15 @@ def test_an_image_of_one_pixel_is_counted(tmp_path):
 
 
 def test_scenes_come_from_the_cache_a_second_time(monkeypatch):
-    options = {**OPTIONS, "image_size": 48, "num_train": 6, "num_val": 3, "num_test": 3, "scene_seed": 4}
+    options = {
+        **OPTIONS,
+        "image_size": 48,
+        "num_train": 6,
+        "num_val": 3,
+        "num_test": 3,
+        "scene_seed": 4,
+        "masks": False,
+    }
     first = ready(Scenes(**options))
     monkeypatch.setattr("datamodules.scenes.scenes", None)  # not composed again
     again = ready(Scenes(**options))
@@ -367,7 +376,7 @@ def test_scenes_come_from_the_cache_a_second_time(monkeypatch):
 
 @pytest.mark.skipif(not (SHARED / "vision_pennfudan").is_dir(), reason="needs Penn-Fudan in FULLCYCLE_DATA")
 def test_penn_fudan_has_its_170_images_and_423_pedestrians():
-    options = {**OPTIONS, "image_size": 32, "num_test": 34, "split_seed": 0}
+    options = {**OPTIONS, "image_size": 32, "num_test": 34, "split_seed": 0, "masks": False}
     data = ready(DetectionPennFudan(path=str(SHARED / "vision_pennfudan"), **options))
     assert sum((tensors["target"] >= 0).sum() for tensors in data.tensors.values()) == 423
     assert len(data.names["test"]) == 34
