@@ -4,6 +4,7 @@ Shapes: B pictures, H rows, W columns of pixels. Random numbers are hashes, not 
 whatever batch and rank it is in.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
@@ -92,6 +93,21 @@ def moved(images: Tensor, shift: Tensor) -> Tensor:
 def _reflected(places: Tensor, size: int) -> Tensor:
     places = places.abs()
     return torch.where(places >= size, 2 * (size - 1) - places, places)
+
+
+def middles(size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the middles of pixels are down and across, [H] and [W], from -1 to 1."""
+    down, across = ((2 * torch.arange(side, device=device) + 1) / side - 1 for side in size)
+    return down, across
+
+
+def grid_of(x: Tensor, y: Tensor) -> Tensor:
+    """Where each pixel is looked up, for `grid_sample`, [B, H, W, 2], of columns x [B, W] and rows y [B, H].
+
+    Not by `affine_grid`, whose matrix product may be rounded by the size of the batch, and so of the rank.
+    """
+    size = (len(x), y.shape[1], x.shape[1])
+    return torch.stack([x.unsqueeze(1).expand(size), y.unsqueeze(2).expand(size)], dim=3)
 
 
 def _boxes(seed: int, epoch: int, rows: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.augment import uniform
+from datamodules.augment import grid_of, middles, uniform
 from datamodules.detection.objects import ABSENT
 from datamodules.loading import Batch, TensorLoader
 
@@ -119,14 +119,11 @@ def augmented(batch: Batch, how: Augmentation, *, seed: int, epoch: int) -> Batc
 
 def _moved(image: Tensor, sign: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Each new pixel, in coordinates from -1 to 1, is looked up where it was: (x - 2 shift) / scale, mirrored."""
-    # Element by element: what affine_grid multiplies is rounded by the size of the batch.
-    down, across = ((2 * torch.arange(side, device=image.device) + 1) / side - 1 for side in image.shape[1:3])
+    down, across = middles(image.shape[1:3], image.device)
     x = (across - 2 * shift[:, :1]) * (sign / scale).unsqueeze(1)
     y = (down - 2 * shift[:, 1:]) / scale.unsqueeze(1)
-    size = (len(image), *image.shape[1:3])
-    grid = torch.stack([x.unsqueeze(1).expand(size), y.unsqueeze(2).expand(size)], dim=3)
     pixels = image.permute(0, 3, 1, 2).float() - GREY
-    found = functional.grid_sample(pixels, grid, align_corners=False) + GREY
+    found = functional.grid_sample(pixels, grid_of(x, y), align_corners=False) + GREY
     return found.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.augment import moved, uniform
+from datamodules.augment import grid_of, middles, moved, uniform
 from datamodules.loading import Batch, TensorLoader
 
 FLIP, SHIFT, SCALE, BRIGHTNESS, COLOUR = range(5)  # streams of random numbers
@@ -60,11 +60,8 @@ def augmented(
 def scaled(images: Tensor, masks: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures enlarged by a factor [B] around their middle, reflected at the edges; of masks the nearest pixel."""
     pixels = images.permute(0, 3, 1, 2).float()
-    # Element by element: what affine_grid multiplies is rounded by the size of the batch, and so by that of the rank.
-    down, across = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in images.shape[1:3])
-    shape = (len(images), *images.shape[1:3])
-    x, y = across / factor.unsqueeze(1), down / factor.unsqueeze(1)
-    grid = torch.stack([x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)], dim=3)
+    down, across = middles(images.shape[1:3], images.device)
+    grid = grid_of(across / factor.unsqueeze(1), down / factor.unsqueeze(1))
     options: Any = {"padding_mode": "reflection", "align_corners": False}
     found = functional.grid_sample(pixels, grid, mode="bilinear", **options)
     nearest = functional.grid_sample(masks.unsqueeze(1).float(), grid, mode="nearest", **options)

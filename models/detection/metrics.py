@@ -103,7 +103,10 @@ def mask_metrics_of(rows: Detected, image_size: Sequence[int]) -> dict[str, floa
                 ],
             )
         told = metric.compute()
-    return {f"mask_{name}": float(told[name]) for name in ("map", "map_50", "map_75") if told[name] >= 0}
+    if not ((rows.target >= 0) & ~rows.crowd).any():
+        return {}
+    # Of masks, and not of boxes, -1 also says that nothing was found.
+    return {f"mask_{name}": max(0.0, float(told[name])) for name in ("map", "map_50", "map_75")}
 
 
 def _tensor(values: NDArray[np.floating]) -> Tensor:

@@ -53,6 +53,29 @@ def proposals(logits: Tensor, located: Tensor, sizes: Sequence[int], *, most: in
     return Proposals(located.gather(1, which.unsqueeze(2).expand(-1, -1, 4)), which, surest > NONE / 2)
 
 
+def drawn(logits: Tensor, located: Tensor, seeds: Tensor, *, most: int) -> Proposals:
+    """What the second stage may learn from: boxes drawn in proportion to the odds that they are objects.
+
+    Without replacement, by the Gumbel trick (arXiv 1903.06059), whose noise is a hash of seed and anchor. Not what
+    suppression leaves, as in the paper: one of two overlapping boxes would go by a rounding of their scores or of their
+    overlap, which are others in a batch of another size, so that ranks would soon learn from other boxes.
+
+    Args:
+        logits: that there is an object, [B, L].
+        located: boxes, cut to the picture, [B, L, 4].
+        seeds: of the pictures, [B].
+        most: boxes of a picture.
+    """
+    anchors = torch.arange(logits.shape[1], device=logits.device)
+    bits = mixed(mixed(anchors) ^ seeds.unsqueeze(1)) >> 8
+    noise = -(-((bits + 0.5) * 2.0**-24).log()).log()
+    is_there = ((located[..., 2:] - located[..., :2]) >= SMALLEST).all(dim=2)
+    key = torch.where(is_there, logits + noise, NONE)
+    which = key.topk(min(most, logits.shape[1]), dim=1).indices
+    found = located.gather(1, which.unsqueeze(2).expand(-1, -1, 4))
+    return Proposals(found, which, is_there.gather(1, which))
+
+
 def sampled(labels: Tensor, ids: Tensor, seed: Tensor, *, num: int, share: float) -> Tensor:
     """Places of what is learnt from, [at most num]: positive labels, at most `share` of num, then those of 0.
 

@@ -18,7 +18,7 @@ from models.detection import boxes
 from models.detection.masks import mask_losses
 from models.detection.networks import LEAST_SCORE, MOST, MOST_CANDIDATES, DetectionNetwork
 from models.detection.pretrained import body_of, scaled
-from models.detection.proposals import Proposals, proposals, sampled
+from models.detection.proposals import Proposals, drawn, proposals, sampled
 from models.dropout import RowSeeds
 from models.vision.networks import Pixels
 from models.vision.pretrained import keep_statistics, replace
@@ -31,12 +31,11 @@ ARCHITECTURES = (
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
 )
-LEARNT_FROM = 1000  # proposals of a picture in training, of which the second stage sees some
+LEARNT_FROM = 1000  # boxes of a picture that are drawn in training, of which the second stage sees some
 PROPOSED = 300  # proposals of a picture otherwise
 FIRST, SECOND = 256, 512  # what the stages learn from in each picture
 FIRST_SHARE, SECOND_SHARE = 0.5, 0.25  # of them that may be objects
 SMOOTH = 1 / 9  # of the L1 loss of boxes
-LARGEST = 1e4  # pixels of a side of a box that is decoded
 
 
 class TwoStageDetector(DetectionNetwork):
@@ -116,7 +115,7 @@ class TwoStageDetector(DetectionNetwork):
         is_own = (target >= 0) & ~crowd
         wanted = [{name: values[row][own] for name, values in given.items()} for row, own in enumerate(is_own)]
         seeds = self.seeds(len(image), image.device)
-        found = self._proposals(logits.detach(), deltas.detach(), most=LEARNT_FROM)
+        found = drawn(logits.detach(), self._located(deltas.detach()), seeds + 2, most=LEARNT_FROM)
         chosen = [self._chosen(found, row, own, seeds[row]) for row, own in enumerate(wanted)]
         answers = [*self._second(levels, [one["boxes"] for one in chosen])]
         if self.has_masks:
@@ -130,7 +129,8 @@ class TwoStageDetector(DetectionNetwork):
     def forward(self, image: Tensor) -> Tensor:
         """Detections [B, D, 6] of pictures uint8 [B, H, W, 3]."""
         levels = self.body.backbone(self.pixels(image))
-        found = self._proposals(*self._proposed(levels), most=PROPOSED)
+        logits, deltas = self._proposed(levels)
+        found = proposals(logits, self._located(deltas), self.sizes, most=PROPOSED)
         heads = self.body.roi_heads
         regions = found.boxes.flatten(0, 1)
         logits, deltas = heads.box_predictor(heads.box_head(self._pooled(heads.box_roi_pool, levels, found.boxes)))
@@ -157,11 +157,11 @@ class TwoStageDetector(DetectionNetwork):
         logits, deltas = self.body.rpn.head(list(levels.values()))
         return _flat(logits, 1).squeeze(2).float(), _flat(deltas, 4).float()
 
-    def _proposals(self, logits: Tensor, deltas: Tensor, *, most: int) -> Proposals:
+    def _located(self, deltas: Tensor) -> Tensor:
+        """The first stage's boxes [B, L, 4], cut to the resized picture."""
         coder: Any = self.body.rpn.box_coder
         anchors = self.anchors.repeat(deltas.shape[0], 1)
-        located = coder.decode_single(deltas.reshape(-1, 4), anchors).view(-1, len(self.anchors), 4)
-        return proposals(logits, self._cut(located), self.sizes, most=most)
+        return self._cut(coder.decode_single(deltas.reshape(-1, 4), anchors).view(-1, len(self.anchors), 4))
 
     def _first_loss(self, logits: Tensor, deltas: Tensor, wanted: dict[str, Tensor], seed: Tensor) -> Tensor:
         """Of one picture: whether there is an object at some anchors, and where."""

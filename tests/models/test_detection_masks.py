@@ -124,6 +124,14 @@ def test_masks_have_an_average_precision_of_their_own():
     assert metrics.metrics_of(detected(shrink=0.6), (64, 96), 3)[0]["map"] == pytest.approx(1.0)
 
 
+def test_masks_of_which_none_was_found_have_a_precision_of_nothing():
+    rows = detected()
+    none = np.concatenate([rows.found[..., :5] * 0, rows.found[..., 5:] * 0 - 1], axis=2)
+    told = metrics.mask_metrics_of(Detected(**{**vars(rows), "found": none}), (64, 96))
+    assert told == {"mask_map": 0.0, "mask_map_50": 0.0, "mask_map_75": 0.0}
+    assert metrics.mask_metrics_of(Detected(**{**vars(rows), "cells": None}), (64, 96)) == {}
+
+
 def test_pictures_show_masks():
     rows = detected()
     plain = Detected(**{**vars(rows), "cells": None})
@@ -153,6 +161,7 @@ def test_ranks_add_up_to_one_process_and_each_learns_even_without_rows():
     assert all(torch.isfinite(one.grad).all() for one in made.network.parameters())
     assert made.network.body.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
     made.zero_grad()
+    made.network.seeds.rows = (1, 2, 1)  # the last mini-batch of an epoch has fewer rows than there are ranks
     made.loss_of({name: values[:0] for name, values in batch.items()}).backward()
     assert all(one.grad is not None and not one.grad.any() for one in made.network.parameters())
 
