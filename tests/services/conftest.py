@@ -64,6 +64,11 @@ class Server:
             log.seek(0)
             assert done.returncode == 0, log.read()
 
+    def last_words(self) -> str:
+        """The ends of what the daemons have logged."""
+        logs = (self.folder / "log").glob("*")
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in sorted(logs))
+
     @cached_property
     def client(self) -> Any:
         import boto3
@@ -185,8 +190,13 @@ def moto(_moto: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 @pytest.fixture
 def bucket(ceph: Server) -> str:
     """A new bucket in Ceph."""
+    from botocore.exceptions import BotoCoreError
+
     name = f"models-{next(_numbers)}"
-    ceph.client.create_bucket(Bucket=name)
+    try:
+        ceph.client.create_bucket(Bucket=name)
+    except BotoCoreError as error:  # of the many that Ceph says, the last words of each daemon tell why
+        pytest.fail(f"no bucket: {error}\n{ceph.last_words()}", pytrace=False)
     return name
 
 
