@@ -55,7 +55,10 @@ def read_coco(uri: str, notes: list[str]) -> list[CocoImage]:
     categories: dict[Any, str] = {}
     for place, entry in enumerate(parts["categories"]):
         where = f"{uri}, categories[{place}]"
-        categories[_field(entry, "id", where)] = str(_field(entry, "name", where))
+        number = _field(entry, "id", where)
+        if number in categories:
+            raise ValueError(f"{where}: id must be a category's own; {number!r} is that of two")
+        categories[number] = str(_field(entry, "name", where))
     names: dict[Any, tuple[str, tuple[int, int] | None]] = {}
     for place, entry in enumerate(parts["images"]):
         where = f"{uri}, images[{place}]"
@@ -74,6 +77,9 @@ def read_coco(uri: str, notes: list[str]) -> list[CocoImage]:
             objects[number].append(found)
         else:
             num_lost += 1
+    if num_lost and num_lost == len(parts["annotations"]):
+        some = parts["annotations"][0]["image_id"]
+        raise ValueError(f"{uri}: no image_id is the id of an image (such as {some!r}); is one a text, one a number?")
     if num_lost:
         notes.append(f"{num_lost:,} annotations of {uri} are of images that it does not list: left out")
     if twice := [name for name, count in Counter(name for name, _ in names.values()).items() if count > 1]:
@@ -135,9 +141,12 @@ def _object(entry: Mapping[str, Any], categories: Mapping[Any, str], where: str)
     if not is_box or box[2] < 0 or box[3] < 0:
         raise ValueError(f"{where}: bbox must be [left, top, width, height], not below 0 wide and high, got {box!r}")
     left, top, width, height = map(float, box)
+    crowd = entry.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        raise ValueError(f"{where}: iscrowd must be 0 or 1, got {crowd!r}")
     return CocoObject(
         categories[number],
         (left, top, left + width, top + height),
         entry.get("segmentation"),
-        bool(entry.get("iscrowd")),
+        bool(crowd),
     )

@@ -55,8 +55,12 @@ def run_lengths(given: dict[str, Any], size: Size) -> NDArray[np.bool_]:
     """Pixels out of run lengths, column by column, of nothing and of the object in turns; also as COCO packs them."""
     counts = given.get("counts")
     runs = _unpacked(counts) if isinstance(counts, str) else counts
-    if given.get("size") != list(size) or not isinstance(runs, list) or not _are_lengths(runs):
-        raise ValueError(f"run lengths must be of {list(size)}, [height, width], got {str(given)[:60]}")
+    if given.get("size") != list(size):
+        raise ValueError(f"run lengths must be of {list(size)}, [height, width], got {given.get('size')!r}")
+    if not isinstance(runs, list) or not _are_lengths(runs):
+        raise ValueError(
+            f"counts of run lengths must be whole numbers, not below 0, or COCO's text, got {str(counts)[:60]}"
+        )
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f"run lengths must add up to {size[0] * size[1]:,} pixels, got {sum(runs):,}")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)

@@ -16,6 +16,8 @@ from datamodules.vision.decoded import How, Source, Unreadable, decoded
 from datamodules.vision.kept import Decoded
 from datamodules.vision.undecoded import Undecoded
 
+LARGEST = 16_384  # side that pictures may be resized to
+
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
@@ -45,8 +47,10 @@ class PictureOptions(TypedDict):
 def size_of(asked: int | list[int], *, smallest: int) -> Size:
     """Height and width that options ask for. Raises ValueError for others than one or two numbers."""
     sides = [asked, asked] if isinstance(asked, int) else list(asked)
-    if len(sides) != 2 or min(sides) < smallest:
-        raise ValueError(f"image_size must be HEIGHT or [HEIGHT,WIDTH] of at least {smallest} pixels, got {asked}")
+    if len(sides) != 2 or min(sides) < smallest or max(sides) > LARGEST:
+        raise ValueError(
+            f"image_size must be HEIGHT or [HEIGHT,WIDTH] of {smallest} to {LARGEST:,} pixels a side, got {asked}"
+        )
     return sides[0], sides[1]
 
 

@@ -1,6 +1,6 @@
 """Which rows train, which validate and which test: as a column or files say, else by a hash of the text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,24 @@ def parts_by_column(
         for split, chosen in own.items()
         if chosen
     }
+
+
+def parts_by_folders(where: str, names: Iterable[str]) -> dict[str, str]:
+    """The folder of each split, train first; nothing where no training folder is among these.
+
+    Raises ValueError where two name the same split, or there are others beside: nobody can tell what those are for.
+    """
+    known = {alias: split for split, aliases in USUAL.items() for alias in aliases}
+    meant = {name: known.get(name.lower()) for name in sorted(names)}
+    if "train" not in meant.values():
+        return {}
+    if others := [name for name, split in meant.items() if split is None]:
+        own = ", ".join(name for name, split in meant.items() if split)
+        raise ValueError(f"{where}: {own} name splits, and {others[0]} beside them none: rename it or move it away")
+    if len(set(meant.values())) < len(meant):
+        raise ValueError(f"{where}: two of the folders {', '.join(meant)} name the same split: rename one")
+    folders = {split: name for name, split in meant.items()}
+    return {split: folders[split] for split in USUAL if split in folders}
 
 
 def require_training_share(options: Mapping[str, Any]) -> None:

@@ -201,6 +201,10 @@ def _explained(error: BaseException) -> UserError | None:
     if "torchvision::nms" in str(error):
         return _mismatched_torchvision(error)
     cause = _called(error)
+    if getattr(cause, "concerns_data", False):  # data modules read in training, too, and know no `train`
+        failure: UserError = DataError(str(cause))
+        failure.__cause__ = error
+        return failure
     if type(cause).__name__ == "MisconfigurationException":  # Lightning: an option that does not go with the others
         failure = ConfigError(f"trainer: {cause}")
         failure.__cause__ = error

@@ -1,6 +1,7 @@
 """Going on with an earlier run: its newest whole checkpoint, from its folder or from its mirror in S3."""
 
 import contextlib
+import json
 import logging
 import shlex
 import sys
@@ -29,14 +30,14 @@ def command(run_id: str) -> str:
 
 
 def find_checkpoint(
-    cfg: DictConfig, place: RunFolder, mirror: Mirror | None, trainer: Trainer, model: Any
+    cfg: DictConfig, place: RunFolder, mirror: Mirror | None, trainer: Trainer, model: Any, *, fingerprint: str
 ) -> Path | None:
     """Return the newest whole checkpoint of this run folder, if there is one and `resume` allows: rank 0's choice.
 
     With resume=never, those of an earlier run are deleted: a later resume must not find them.
 
     Raises:
-        ConfigError: the checkpoints are of another experiment than `cfg` is.
+        ConfigError: the checkpoints are of another experiment than `cfg` is, or of data with another fingerprint.
     """
     if ranks.processes():  # the others run beside us; where Lightning starts them, it does so later
         ranks.join(trainer.strategy)
@@ -46,7 +47,7 @@ def find_checkpoint(
     if ranks.processes():
         found = trainer.strategy.broadcast(found)
     if found is not None:
-        check_same_experiment(cfg, place)
+        check_same_experiment(cfg, place, fingerprint)
         if found.is_dir() != isinstance(trainer.strategy, FullySharded):
             ours = "with trainer=fsdp" if found.is_dir() else "with the trainer that wrote it, not fsdp"
             raise ConfigError(f"{found}: go on {ours}, on any number of ranks, or give another run_id")
@@ -91,7 +92,7 @@ def mirror_of(cfg: DictConfig, place: RunFolder) -> Iterator[Mirror | None]:
         mirror.close(CLOSING_SECONDS)
 
 
-def check_same_experiment(cfg: DictConfig, place: RunFolder) -> None:
+def check_same_experiment(cfg: DictConfig, place: RunFolder, fingerprint: str) -> None:
     """Refuse to go on with another network, data or seed: it would mix two runs without a word."""
     earlier: Any = OmegaConf.to_container(OmegaConf.load(place.path / "config.yaml"))
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -103,6 +104,14 @@ def check_same_experiment(cfg: DictConfig, place: RunFolder) -> None:
     ]
     if earlier["seed"] != asked["seed"]:
         differences.append(f"  seed: was {earlier['seed']}, is {asked['seed']}")
+    provenance = place.path / "provenance.json"  # not there where the checkpoints come from a mirror
+    of_data = json.loads(provenance.read_text())["data_fingerprint"] if provenance.exists() else fingerprint
+    if not differences and of_data != fingerprint:
+        raise ConfigError(
+            f"run {place.run_id} has checkpoints of other data, which have changed since: their fingerprint was "
+            f"{of_data}, and is {fingerprint}.\n"
+            "Put the data back to go on with it, or give resume=never to start it again, or another run_id."
+        )
     if differences:
         raise ConfigError(
             f"run {place.run_id} has checkpoints of another experiment:\n" + "\n".join(differences) + "\n"

@@ -94,7 +94,7 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
             if cfg.weights is not None:
                 checkpoint.load_weights(model, Path(cfg.weights))
             trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror, callbacks)
-            newest = resume.find_checkpoint(cfg, place, mirror, trainer, model)
+            newest = resume.find_checkpoint(cfg, place, mirror, trainer, model, fingerprint=datamodule.fingerprint)
             if trainer.is_global_zero:
                 introduce(cfg, place, datamodule, trainer)
                 if mirror is not None:

@@ -11,6 +11,8 @@ from datamodules.images import Size
 from datamodules.outlines import area
 from datamodules.vision.files import of_paths
 
+VISIBLE = 3  # pixels a side
+
 
 def of_file(uri: str, image_root: str | None, notes: list[str]) -> Given:
     """The pictures that an annotation file lists, from `image_root` or its own folder, and their objects."""
@@ -33,11 +35,20 @@ def _masks(image: CocoImage, size: Size, uri: str) -> list[Masks]:
     found = []
     for number, one in enumerate(image.objects, start=1):
         try:
-            found.append(framed(area(one, size)[0], one.box))
+            mask = framed(area(one, size)[0], one.box)
+            if not mask.any() and _is_visible(one.box, size):
+                raise ValueError("no pixel of its mask lies in its box")
+            found.append(mask)
         except ValueError as error:
             where = f"{uri}, {image.name}, object {number} ({one.category})"
             raise ValueError(f"{where}: {error}; give data.masks=false to learn boxes alone") from error
     return found
+
+
+def _is_visible(box: tuple[float, float, float, float], size: Size) -> bool:
+    """Whether so much of a box is in the picture that its mask, too, must be: smaller ones may miss every pixel."""
+    left, top, right, bottom = box
+    return min(min(right, size[1]) - max(left, 0), min(bottom, size[0]) - max(top, 0)) >= VISIBLE
 
 
 def _objects(image: CocoImage) -> Objects:

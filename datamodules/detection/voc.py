@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from datamodules.detection.given import Given
 from datamodules.detection.objects import Objects
+from datamodules.images import Size
 from datamodules.splits import USUAL
 from datamodules.vision.files import Files, read_bytes
 
@@ -35,8 +36,14 @@ def splits(uri: str, files: Files, notes: list[str]) -> dict[str, list[str]]:
         there = [path for path in files.others if path in [f"ImageSets/Main/{alias}.txt" for alias in aliases]]
         if there:
             found[split] = _listed(uri, files, there[0], by_stem)
-    if "train" not in found:
+    if "train" not in found and (both := [path for path in files.others if path == "ImageSets/Main/trainval.txt"]):
+        taken = set(found.get("val", []))
+        listed = _listed(uri, files, both[0], by_stem)
+        found = {"train": [image for image in listed if image not in taken], **found}
+    if not found:
         return {"train": images}
+    if "train" not in found:
+        raise ValueError(f"{uri}/ImageSets/Main: there are lists of {', '.join(found)} and none called train.txt")
     taken = {image for images in found.values() for image in images}
     if others := [image for image in images if image not in taken]:
         notes.append(f"{len(others):,} images of {uri} are in no list of ImageSets (such as {others[0]}): left out")
@@ -55,11 +62,13 @@ def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Gi
     """Some of a folder's images with what the XML files of their names tell."""
     by_stem = _by_stem(uri, [path for path in files.others if path.lower().endswith(".xml")])
     _by_stem(uri, photographs(files))
-    objects = []
+    objects, sizes = [], []
     for image in images:
         path = by_stem.get(_stem(image))
         text = read_bytes(files.filesystem, f"{files.root}/{path}") if path else b"<annotation/>"
-        objects.append(_objects(text, f"{uri.rstrip('/')}/{path}"))
+        found, size = _objects(text, f"{uri.rstrip('/')}/{path}")
+        objects.append(found)
+        sizes.append(size)
     if bare := [image for image in images if _stem(image) not in by_stem]:
         notes.append(f"{len(bare):,} images of {uri} have no XML file (such as {bare[0]}): nothing is in them")
     if len(bare) == len(images):
@@ -69,7 +78,7 @@ def given(uri: str, files: Files, images: Sequence[str], notes: list[str]) -> Gi
         told = f"{len(lost):,} XML files of {uri} are of no image (such as {lost[0]}): left out"
         if told not in notes:
             notes.append(told)
-    return Given(files.source(uri, list(images)), objects)
+    return Given(files.source(uri, list(images)), objects, sizes=sizes)
 
 
 def photographs(files: Files) -> list[str]:
@@ -91,11 +100,13 @@ def _stem(path: str) -> str:
     return posixpath.splitext(posixpath.basename(path))[0]
 
 
-def _objects(text: bytes, where: str) -> Objects:
+def _objects(text: bytes, where: str) -> tuple[Objects, Size | None]:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise ValueError(f"{where}, line {error.position[0]}: it must be XML: {error}") from error
+    except (LookupError, ValueError) as error:  # of an encoding that there is not, or that is another
+        raise ValueError(f"{where}: it must be XML: {error}") from error
     boxes, labels, crowds = [], [], []
     for place, found in enumerate(root.iter("object"), start=1):
         name, box = found.findtext("name"), found.find("bndbox")
@@ -104,8 +115,21 @@ def _objects(text: bytes, where: str) -> Objects:
         left, top, right, bottom = (_number(box, side, f"{where}, object {place}") for side in SIDES)
         boxes.append([left - 1, top - 1, right, bottom])
         labels.append(name.strip())
-        crowds.append((found.findtext("difficult") or "0").strip() == "1")
-    return Objects.of(boxes, labels, crowds)
+        crowds.append(_flag(found.findtext("difficult"), f"{where}, object {place}"))
+    return Objects.of(boxes, labels, crowds), _size(root)
+
+
+def _flag(text: str | None, where: str) -> bool:
+    value = (text or "0").strip()
+    if value not in ("0", "1"):
+        raise ValueError(f"{where}: difficult must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def _size(root: ElementTree.Element) -> Size | None:
+    """Height and width that a file tells; None where it tells none, or 0 as some programs write."""
+    sides = [(root.findtext(f"size/{name}") or "").strip() for name in ("height", "width")]
+    return (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
 
 
 def _number(box: ElementTree.Element, side: str, where: str) -> float:

@@ -47,6 +47,8 @@ class CocoMasks(SegmentationDataModule):
         """For each split that has a file, train first, its images and their categories, which are those of train."""
         listed = {split: (uri, read_coco(uri, self.notes)) for split, uri in self.paths.items() if uri}
         names = sorted({item.category for image in listed["train"][1] for item in image.objects} - {GROUND})
+        if not names:
+            raise ValueError(f"{self.paths['train']}: there are no objects to learn from")
         self.meaning = Meaning.of([GROUND, *names], None)
         classes = list(self.meaning.values or {})
         return {

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from datamodules.images import Size
 from datamodules.segmentation.datamodule import Options, SegmentationDataModule
 from datamodules.segmentation.masks import Mask, Meaning, Pairs, decode_mask
-from datamodules.splits import USUAL
+from datamodules.splits import parts_by_folders
 from datamodules.vision.files import Files, files_in, read_bytes
 
 Classes = list[str] | dict[str, int] | None
@@ -62,16 +62,13 @@ def splits_of(
     Raises ValueError where there are none, or files lack their other half.
     """
     files = files_in(uri)
-    aliases = {alias: split for split, all_of in USUAL.items() for alias in all_of}
     pairs = _paired(uri, files, raw, options, notes)
-    tops = {name: name.partition("/")[0] for name in pairs}
-    meant = {top: aliases.get(top.lower()) for top in sorted(set(tops.values()))}
-    if None in meant.values() or "train" not in meant.values():
+    tops = {name: name.partition("/")[0] if "/" in name else "." for name in pairs}
+    folders = parts_by_folders(uri, set(tops.values()))
+    if not folders:
         return {"train": _pairs(uri, files, pairs, meaning, options)}
-    if len(set(meant.values())) < len(meant):
-        raise ValueError(f"{uri}: two of the folders {', '.join(meant)} name the same split: rename one")
-    own = {split: {name: at for name, at in pairs.items() if meant[tops[name]] == split} for split in USUAL}
-    return {split: _pairs(uri, files, some, meaning, options) for split, some in own.items() if some}
+    own = {split: {name: at for name, at in pairs.items() if tops[name] == top} for split, top in folders.items()}
+    return {split: _pairs(uri, files, some, meaning, options) for split, some in own.items()}
 
 
 def _paired(

@@ -18,7 +18,7 @@ from datamodules.sources import KINDS, fingerprint, place_of
 from datamodules.texts import naming, require_utf8
 from datamodules.vision.decoded import Source
 
-ALLOWED = "a folder with a folder of images for each class, local or s3://bucket/prefix"
+ALLOWED = "a folder, local or s3://bucket/prefix"
 MISSING = "there is no such file"
 
 
@@ -60,11 +60,15 @@ def read_bytes(filesystem: pa.fs.FileSystem, path: str) -> bytes:
 
 
 def files_in(uri: str) -> Files:
-    """What lies in a folder and below, hidden files left away. Raises FileNotFoundError, ValueError."""
+    """What lies in a folder and below, hidden files left away; links to nothing are images that cannot be read.
+
+    Raises FileNotFoundError, and ValueError where names cannot be.
+    """
     filesystem, root = place_of(uri, ALLOWED)
     try:
         if filesystem.get_file_info(root).type != pa.fs.FileType.Directory:
             raise FileNotFoundError(f"no such folder: {uri!r}; give {ALLOWED}")
+        lost = _links_to_nothing(root) if isinstance(filesystem, pa.fs.LocalFileSystem) else []
         found = filesystem.get_file_info(pa.fs.FileSelector(root, recursive=True))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
@@ -72,6 +76,7 @@ def files_in(uri: str) -> Files:
         raise ValueError(f"cannot read {uri!r}: {str(error).splitlines()[0]}") from error
     images: dict[str, list[int]] = {}
     folders, others = [], []
+    found += [pa.fs.FileInfo(path, pa.fs.FileType.File, size=0) for path in lost]  # which Arrow does not tell
     for info in sorted(found, key=lambda one: one.path):
         path = info.path.removeprefix(root).lstrip("/")
         if any(part.startswith(".") or part == "__MACOSX" for part in path.split("/")):
@@ -85,6 +90,23 @@ def files_in(uri: str) -> Files:
     return Files(filesystem, root, images, folders, others)
 
 
+def _links_to_nothing(root: str) -> list[str]:
+    """Paths of links whose files are gone. Raises ValueError where a name is not UTF-8, of which Arrow names none."""
+    lost, folders = [], [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+                    raise ValueError(
+                        f"{os.path.dirname(entry.path)}: {os.fsencode(entry.name)!r} is not UTF-8: rename it"
+                    )
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    lost.append(entry.path)
+    return lost
+
+
 def by_class(uri: str, files: Files, notes: list[str], below: str = "") -> tuple[Source, Column]:
     """Images in class folders and their labels; `below` is a folder of the files that holds the class folders.
 
@@ -96,7 +118,9 @@ def by_class(uri: str, files: Files, notes: list[str], below: str = "") -> tuple
     names = [path for path in own if "/" in path]
     if not names:
         loose = f"; {len(own):,} images lie in it beside no class folder" if own else ""
-        raise ValueError(f"{where}: there are no images in class folders{loose}; give {ALLOWED}")
+        raise ValueError(
+            f"{where}: there are no images in class folders{loose}; give a folder of images for each class"
+        )
     labels = [path.partition("/")[0] for path in names]
     folders = [path.removeprefix(prefix) for path in files.folders if path.startswith(prefix)]
     if empty := sorted({path for path in folders if "/" not in path} - set(labels)):

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from datamodules.splits import USUAL
+from datamodules.splits import parts_by_folders
 from datamodules.vision.datamodule import Given, Options, VisionDataModule
 from datamodules.vision.files import by_class, files_in
 
@@ -26,14 +26,10 @@ class ImageFolder(VisionDataModule):
     def read(self) -> dict[str, Given]:
         """For each split that the folders name, train first, its images and their classes."""
         files = files_in(self.path)
-        top = {path.partition("/")[0] for path in (*files.images, *files.folders) if "/" in path}
-        top |= {path for path in files.folders if "/" not in path}
-        known = {alias: split for split, aliases in USUAL.items() for alias in aliases}
-        meant = {name: known.get(name.lower()) for name in sorted(top)}
-        if None in meant.values() or "train" not in meant.values():
+        tops = {path.partition("/")[0] for path in (*files.images, *files.folders) if "/" in path}
+        tops |= {path for path in files.folders if "/" not in path}
+        classes = {path.partition("/")[0] for path in files.images if path.count("/") == 1}  # a train may be one, too
+        folders = {} if classes else parts_by_folders(self.path, tops)
+        if not folders:
             return {"train": Given(*by_class(self.path, files, self.notes))}
-        folders = {split: name for name, split in meant.items()}
-        if len(folders) < len(meant):
-            raise ValueError(f"{self.path}: two of the folders {', '.join(meant)} name the same split: rename one")
-        order = [split for split in USUAL if split in folders]
-        return {split: Given(*by_class(self.path, files, self.notes, folders[split])) for split in order}
+        return {split: Given(*by_class(self.path, files, self.notes, name)) for split, name in folders.items()}

@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 NICENESS = 10  # of the threads that decode what comes next: the step at hand goes first
 
 
+class ChangedError(ValueError):
+    """An image is no longer what it was when the run began; `train` tells it as what is wrong with the data."""
+
+    concerns_data = True
+
+
 def undecoded(source: Source, how: How) -> Decoded:
     """The pictures of a source, each decoded once to see that it can be; only what is known of them is kept.
 
@@ -135,7 +141,7 @@ class Undecoded:
             if pixels.shape != self.shape[1:]:
                 raise ValueError(f"its shape is {pixels.shape}, and was {self.shape[1:]}")
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise ChangedError(
                 f"{self.source.where}: {self.source.names[place]}: {error}; with data.decode=always images are read in "
                 "every epoch: leave them as they were when the run began"
             ) from error

@@ -124,7 +124,8 @@ def _overlays(
     truths, maps = tensors["target"][rows.row[places]].cpu().numpy(), find(images)
     pictures, palette = images.cpu().numpy(), colours(len(classes))
     overlap = metrics.iou_by_picture(rows)
-    figure = Figure(figsize=(1.6 * len(places) + 0.3, 5.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1.6 * len(places) + 0.3, 5.9), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=9)
     grid = figure.subplots(3, len(places), squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -134,7 +135,7 @@ def _overlays(
         for line, picture in enumerate((*shown, painted(pictures[column], maps[column], palette))):
             grid[line, column].imshow(picture, interpolation="nearest")
         grid[2, column].set_title(f"mean IoU {overlap[place]:.2f}", fontsize=7)
-    for line, label in enumerate((title, "truth", "found")):
+    for line, label in enumerate(("picture", "truth", "found")):
         grid[line, 0].set_ylabel(label, fontsize=8)
     there = [number for number in range(1, len(classes)) if rows.confusion[places][:, number].sum()][:12]
     patches = [Patch(color=palette[number] / 255.0, label=classes[number][:16]) for number in there]

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -194,7 +195,13 @@ def take_weights(body: nn.Module, published: Any) -> None:
     """Load published weights where their sizes fit; nothing where there are none."""
     if published is None:
         return
-    own, given = body.state_dict(), published.get_state_dict(progress=False, check_hash=True)
+    try:
+        own, given = body.state_dict(), published.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:  # also where nothing outside can be reached
+        raise ValueError(
+            f"model.weights={published.name}: they cannot be downloaded from {published.url} ({error}); put that file "
+            f"into {Path(torch.hub.get_dir(), 'checkpoints')}, or leave model.weights out"
+        ) from error
     fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     body.load_state_dict(fitting, strict=False)
 

@@ -1,6 +1,9 @@
 """A run whose images are decoded in every epoch is the run whose images are decoded once, to the last bit."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,36 @@ def folder(tmp_path):
         coarse = drawn.integers(0, 150, (4, 4, 3)) + 50 * (number % 3)
         Image.fromarray(coarse.astype(np.uint8)).resize((80 + number % 7, 90)).save(path)
     return tmp_path / "set"
+
+
+def test_a_file_that_goes_away_in_training_is_told_in_a_sentence(folder, tmp_path):
+    given = [
+        "experiment=vision",
+        "data=image_folder",
+        f"data.path={folder}",
+        "data.image_size=16",
+        "data.decode=always",
+    ]
+    code = (
+        "import pathlib, runpy, sys\n"
+        "from datamodules.vision.undecoded import Undecoded\n"
+        "was = Undecoded._decoded\n"
+        "def gone(self, row):\n"
+        f"    [path.unlink() for path in pathlib.Path({str(folder)!r}).rglob('*.jpg')]\n"
+        "    return was(self, row)\n"
+        "Undecoded._decoded = gone\n"
+        "sys.argv[0] = 'train'\n"
+        "runpy.run_module('train', run_name='__main__', alter_sys=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *given, "trainer=cpu", "baselines=none", f"output_dir={tmp_path}/runs"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ended.returncode == 4, ended.stderr[-3000:]
+    assert "there is no such file; with data.decode=always images are read in every epoch" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_weights_metrics_and_pictures_of_a_run_are_the_same(folder, tmp_path):

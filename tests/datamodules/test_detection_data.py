@@ -252,6 +252,35 @@ BROKEN = {
     "yolo pixels": ("yolo", "labels/1.txt", "\n0 25 20 10 10", r"1\.txt, line 2: places must be shares"),
     "yolo class": ("yolo", "labels/1.txt", "5 .5 .5 .1 .1", r"the class must be one of 0 to 1, got '5 .5 .5 .1 .1'"),
     "yolo names": ("yolo", "data.yaml", "names: 3", r"data\.yaml: names must be a list"),
+    "yolo bare class": ("yolo", "classes.txt", "cat\n\ndog\n", r"classes\.txt, line 2: each line must name a class"),
+    "yolo names by parts": ("yolo", "data.yaml", "names: {0: cat, 0.5: dog}", r"data\.yaml: names must be a list"),
+    "yolo list": ("yolo", "train.txt", "images/0.png\nimages/99.png", r"train\.txt, line 2: there is no such image"),
+    "yolo no train": (
+        "yolo",
+        "data.yaml",
+        "names: [cat, dog]\ntrain: nowhere",
+        r"data\.yaml must name training images",
+    ),
+    "voc encoding": (
+        "voc",
+        "Annotations/1.xml",
+        '<?xml version="1.0" encoding="klingon"?><a/>',
+        r"1\.xml: it must be XML",
+    ),
+    "voc difficult": (
+        "voc",
+        "Annotations/1.xml",
+        "<a><object><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        "<difficult>perhaps</difficult></object></a>",
+        r"1\.xml, object 1: difficult must be 0 or 1, got 'perhaps'",
+    ),
+    "voc size": (
+        "voc",
+        "Annotations/1.xml",
+        "<a><size><width>500</width><height>40</height></size></a>",
+        r"1\.png has 40 x 50 pixels, its annotation 40 x 500",
+    ),
+    "voc no train": ("voc", "ImageSets/Main/val.txt", "1", r"there are lists of val and none called train\.txt"),
     "voc xml": ("voc", "Annotations/1.xml", "<annotation>\n<object>", r"1\.xml, line 2: it must be XML"),
     "voc number": (
         "voc",
@@ -276,6 +305,8 @@ def test_what_is_broken_is_named_with_file_place_rule_and_value(name, tmp_path):
     kind, file, text, message = BROKEN[name]
     writer, make = FORMATS[kind]
     writer(tmp_path, 5)
+    if file == "classes.txt":
+        (tmp_path / "data.yaml").unlink()
     write(tmp_path / file, text)
     with pytest.raises(ValueError, match=message):
         make(tmp_path).setup()
@@ -288,6 +319,8 @@ def test_what_is_broken_is_named_with_file_place_rule_and_value(name, tmp_path):
         ({"image_id": 0, "category_id": 3, "bbox": [1, 1, -2, 2]}, r"bbox must be \[left, top, width, height\]"),
         ({"image_id": 0, "category_id": 3, "bbox": [1, 1, 2]}, r"got \[1, 1, 2\]"),
         ({"image_id": 0, "category_id": 3, "bbox": [1, 1, 2, 10**400]}, r"bbox must be \[left, top, width, height\]"),
+        ({"image_id": 0, "category_id": 3, "bbox": [1, 1, 2, 2], "iscrowd": "0"}, r"iscrowd must be 0 or 1, got '0'"),
+        ({"image_id": "0", "category_id": 3, "bbox": [1, 1, 2, 2]}, r"no image_id is the id of an image \(such as '0'"),
         ({"category_id": 3, "bbox": [1, 1, 2, 2]}, r"image_id must be a text or a whole number, got None"),
     ],
 )
@@ -296,6 +329,69 @@ def test_a_broken_annotation_of_coco_is_named(entry, message, tmp_path):
     write(tmp_path / "all.json", json.dumps({**content, "annotations": [entry]}))
     with pytest.raises(ValueError, match=message):
         read_coco(str(tmp_path / "all.json"), [])
+
+
+def test_a_category_has_an_id_of_its_own(tmp_path):
+    content = coco_of(tmp_path, 1)
+    content["categories"].append({"id": 4, "name": "cow"})
+    write(tmp_path / "all.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"categories\[2\]: id must be a category's own; 4 is that of two"):
+        read_coco(str(tmp_path / "all.json"), [])
+
+
+def lines(numbers, form):
+    return "".join(form.format(number) + "\n" for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("told", "lists"),
+    [
+        ("names: [cat, dog]\ntrain: one.txt\nval: /gone/set/two.txt\n", ("one.txt", "two.txt")),
+        ("names: [cat, dog]\n", ("train.txt", "val.txt")),
+    ],
+)
+def test_lists_of_yolo_name_the_splits(told, lists, tmp_path):
+    yolo_of(tmp_path)
+    write(tmp_path / "data.yaml", told)
+    write(tmp_path / lists[0], lines(range(12), "./images/{}.png"))
+    write(tmp_path / lists[1], lines(range(10, 16), "/home/somebody/set/images/{}.png"))
+    data = ready(yolo(tmp_path, test_share=0.0))
+    assert sorted(map(number_of, data.names["train"])) == list(range(12))
+    assert sorted(map(number_of, data.names["val"])) == list(range(12, 16))
+    notes = "\n".join(data.notes)
+    assert "2 images of" in notes
+    assert "are named by train and by val: they train" in notes
+    assert "4 images of" in notes
+
+
+def test_data_yaml_names_folders_of_splits_of_any_name(tmp_path):
+    for place, part in enumerate(("images/train2017", "images/val2017")):
+        for number in range(8 * place, 8 * place + 8):
+            save(tmp_path, f"{part}/{number}.png", number)
+            write(tmp_path / f"{part.replace('images', 'labels')}/{number}.txt", "1 .5 .5 .2 .2")
+    told = "names: [cat, dog]\ntrain: images/train2017\nval: ../images/val2017\ntest: images/test2017\n"
+    write(tmp_path / "coco128.yaml", told)
+    data = ready(yolo(tmp_path, test_share=0.0))
+    assert sorted(map(number_of, data.names["val"])) == list(range(8, 16))
+    assert data.schema["classes"] == ["dog"]
+    assert any("names test: 'images/test2017', where there are no images" in note for note in data.notes)
+
+
+def test_vocs_trainval_trains_where_there_is_no_train(tmp_path):
+    voc_of(tmp_path)
+    write(tmp_path / "ImageSets/Main/trainval.txt", lines(range(15), "{}"))
+    write(tmp_path / "ImageSets/Main/val.txt", lines(range(3), "{}"))
+    write(tmp_path / "ImageSets/Main/test.txt", lines(range(15, 20), "{}"))
+    names = ready(voc(tmp_path)).names
+    found = {split: sorted(map(number_of, own)) for split, own in names.items()}
+    assert found == {"train": list(range(3, 15)), "val": [0, 1, 2], "test": list(range(15, 20))}
+
+
+def test_two_images_do_not_share_a_text_file(tmp_path):
+    yolo_of(tmp_path)
+    save(tmp_path, "images/3.jpg", 99)
+    with pytest.raises(ValueError, match="images/3.jpg and images/3.png share one text file"):
+        yolo(tmp_path).setup()
 
 
 def test_a_folder_without_images_a_missing_image_and_data_without_objects_are_refused(tmp_path):

@@ -102,6 +102,11 @@ def test_an_object_without_an_outline_is_named(tmp_path):
         coco_of(tmp_path, []).setup()
 
 
+def test_a_mask_beside_its_box_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"\d+.png, object 1 \(cat\): no pixel of its mask lies in its box"):
+        coco_of(tmp_path, [[40, 5, 48, 5, 48, 35]]).setup()
+
+
 def test_data_without_masks_are_refused_where_a_run_has_them(tmp_path):
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (50, 40)).save(tmp_path / "0.png")

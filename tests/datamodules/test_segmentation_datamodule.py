@@ -119,6 +119,19 @@ def test_folders_name_the_splits(tmp_path, inside):
     assert "there are no test images" in module.notes
 
 
+def test_a_folder_beside_those_of_splits_is_refused(tmp_path):
+    folder(tmp_path, 8, split="train")
+    folder(tmp_path, 5, split="test", seed=1)
+    folder(tmp_path, 5, split="more", seed=2)
+    with pytest.raises(ValueError, match="test, train name splits, and more beside them none: rename it or move it"):
+        made(tmp_path)
+
+
+def test_annotations_of_no_objects_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"annotations\.json: there are no objects to learn from"):
+        painted(tmp_path, [])
+
+
 def test_pictures_are_resized_bilinearly_and_masks_to_the_nearest(tmp_path):
     folder(tmp_path, 6)
     images, masks = pictures(3, seed=5, size=(40, 30))

@@ -195,6 +195,18 @@ def test_a_run_does_not_go_on_as_another_experiment(configure):
     assert (first.folder / "result.json").read_text() == before
 
 
+def test_a_run_does_not_go_on_with_data_that_have_changed(configure, table):
+    first = run(configure("run_id=one", "trainer.max_epochs=1"))
+    before = (first.folder / "provenance.json").read_text()
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match=r"run one has checkpoints of other data, .*fingerprint was \w+, and is \w+"):
+        run(configure("run_id=one"))
+    assert (first.folder / "provenance.json").read_text() == before
+    table.write_text("\n".join(lines) + "\n")
+    run(configure("run_id=one"))
+
+
 @pytest.mark.parametrize("run_id", ["..", "latest", "a/b", "/tmp/x", "a b", "x\ny"])
 def test_a_run_id_is_a_plain_name(configure, run_id):
     cfg = configure()
