@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -212,17 +211,6 @@ def test_a_folder_beside_those_of_splits_is_refused_and_a_class_may_be_called_tr
     for number, picture in enumerate(pixels()):
         save(tmp_path / "vehicles", f"{('train', 'car')[number % 2]}/{number}.png", picture)
     assert of_folder(tmp_path / "vehicles").schema["classes"] == ["car", "train"]
-
-
-def test_links_to_nothing_are_images_that_cannot_be_read_and_names_are_utf8(folder):
-    for number in range(3):
-        (folder / CLASSES[0] / f"lost{number}.png").symlink_to(folder / "gone.png")
-    with pytest.raises(ValueError, match=r"lost0\.png: there is no such file"):
-        of_folder(folder)
-    assert noted(of_folder(folder, unreadable="skip"), "3 images")
-    Path(os.fsdecode(os.fsencode(folder) + b"/0\xff.png")).touch()
-    with pytest.raises(ValueError, match=r"b'0\\xff.png' is not UTF-8: rename it"):
-        of_folder(folder)
 
 
 def test_splits_by_a_column_and_by_files(tmp_path):
