@@ -83,15 +83,19 @@ def files_in(uri: str) -> Files:
             continue
         if info.type == pa.fs.FileType.Directory:
             folders.append(path)
-        elif posixpath.splitext(path)[1].lower() in SUFFIXES:
+        elif _is_image(path):
             images[path] = [info.size, info.mtime_ns or 0]
         else:
             others.append(path)
     return Files(filesystem, root, images, folders, others)
 
 
+def _is_image(path: str) -> bool:
+    return posixpath.splitext(path)[1].lower() in SUFFIXES
+
+
 def _links_to_nothing(root: str) -> list[str]:
-    """Paths of links whose files are gone. Raises ValueError where a name is not UTF-8, of which Arrow names none."""
+    """Paths of links to images that are gone. Raises ValueError for a name that is not UTF-8."""
     lost, folders = [], [root]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -102,7 +106,7 @@ def _links_to_nothing(root: str) -> list[str]:
                     )
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
+                elif entry.is_symlink() and _is_image(entry.name) and not os.path.exists(entry.path):
                     lost.append(entry.path)
     return lost
 

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from datamodules.splits import parts_by_folders
+from datamodules.splits import USUAL, parts_by_folders
 from datamodules.vision.datamodule import Given, Options, VisionDataModule
 from datamodules.vision.files import by_class, files_in
 
@@ -28,8 +28,11 @@ class ImageFolder(VisionDataModule):
         files = files_in(self.path)
         tops = {path.partition("/")[0] for path in (*files.images, *files.folders) if "/" in path}
         tops |= {path for path in files.folders if "/" not in path}
-        classes = {path.partition("/")[0] for path in files.images if path.count("/") == 1}  # a train may be one, too
-        folders = {} if classes else parts_by_folders(self.path, tops)
+        known = {alias for aliases in USUAL.values() for alias in aliases}
+        deep = {path.partition("/")[0].lower() for path in files.images if path.count("/") > 1}
+        # A folder called train beside others may be a class; one that holds class folders is none.
+        is_split = deep & set(USUAL["train"]) or all(top.lower() in known for top in tops)
+        folders = parts_by_folders(self.path, tops) if is_split else {}
         if not folders:
             return {"train": Given(*by_class(self.path, files, self.notes))}
         return {split: Given(*by_class(self.path, files, self.notes, name)) for split, name in folders.items()}

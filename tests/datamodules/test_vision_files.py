@@ -16,7 +16,7 @@ def test_links_to_nothing_are_images_that_cannot_be_read(tmp_path):
     (tmp_path / "set/cat/lost.txt").symlink_to(tmp_path / "gone.txt")
     files = files_in(str(tmp_path / "set"))
     assert sorted(files.images) == ["cat/lost.png", "cat/one.png"]
-    assert files.others == ["cat/lost.txt"]
+    assert files.others == []
     source = files.source("set", ["cat/one.png", "cat/lost.png"])
     assert source.read(0)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
