@@ -1,5 +1,6 @@
 """CSV files as Arrow: read whole, or in constant memory with the types that hold in every row."""
 
+import codecs
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,10 +104,19 @@ def _first_broken(stream: pa.NativeFile) -> str | None:
         *lines, rest = (rest + block).split(b"\n") if block else (rest, b"")
         for line in lines:
             number += 1
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8: byte {line[error.start]:#04x} at place {error.start + 1}"
+            if told := not_utf8(line, number):
+                return told
+    return None
+
+
+def not_utf8(line: bytes, number: int) -> str | None:
+    """What is wrong with the bytes of a file's line of this number, from 1; None for UTF-8."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "it is UTF-16; save it as UTF-8"
+        return f"line {number} is not UTF-8: byte {line[error.start]:#04x} at place {error.start + 1}"
     return None
 
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.json
 
+from datamodules.csv_files import not_utf8
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 BLOCK_BYTES = 16 << 20
 
@@ -70,12 +72,17 @@ def _blocks(filesystem: pa.fs.FileSystem, path: str, as_text: bool) -> Iterator[
 def _parsed(lines: bytes, first_line: int, as_text: bool) -> Iterator[pa.Table]:
     if not lines.strip():
         return
+    numbered = list(enumerate(lines.split(b"\n"), start=first_line))
+    try:
+        lines.decode()  # Arrow takes texts of any bytes
+    except UnicodeDecodeError:
+        raise pa.ArrowInvalid(next(filter(None, (not_utf8(line, number) for number, line in numbered)))) from None
     try:
         table = _read(lines, {})
         times = [field.name for field in table.schema if pa.types.is_temporal(field.type)] if as_text else []
         yield _read(lines, dict.fromkeys(times, pa.string())) if times else table
     except pa.ArrowInvalid as error:
-        numbered = [(place, line) for place, line in enumerate(lines.split(b"\n"), start=first_line) if line.strip()]
+        numbered = [(number, line) for number, line in numbered if line.strip()]
         told = re.sub(r"in row (\d+)", lambda row: f"in line {numbered[int(row[1])][0]}", str(error))
         raise pa.ArrowInvalid(_first_broken(numbered) or told) from error
 
@@ -87,8 +94,6 @@ def _first_broken(numbered: Sequence[tuple[int, bytes]]) -> str | None:
             json.loads(line)
         except json.JSONDecodeError as error:
             return f"line {number} is no JSON: {error.msg} at character {error.pos + 1}"
-        except UnicodeDecodeError as error:
-            return f"line {number} is not UTF-8: byte {line[error.start]:#04x} at place {error.start + 1}"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.fs
 
-from datamodules.sources import place_of
+from datamodules.sources import place_of, reason
 
 ALLOWED = "a text file with one sentence a line (also .gz), local or s3://bucket/key"
 BLOCK_BYTES = 4 << 20
@@ -56,6 +56,6 @@ def _raw_lines(uri: str) -> Iterator[bytes]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"cannot read {uri!r} ({str(error).splitlines()[0].rstrip('. ')}); give {ALLOWED}") from error
+        raise ValueError(f"cannot read {uri!r} ({reason(error)}); give {ALLOWED}") from error
     if rest:
         yield rest

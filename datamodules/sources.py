@@ -204,4 +204,10 @@ def _require_unique_names(uri: str, names: Sequence[str]) -> None:
 
 
 def _unreadable(uri: str, error: Exception) -> str:
-    return f"cannot read {uri!r} ({str(error).splitlines()[0].rstrip('. ')}); it must be {ALLOWED}"
+    return f"cannot read {uri!r} ({reason(error)}); it must be {ALLOWED}"
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in a few words."""
+    told = str(error).splitlines()[0].rstrip(". ")
+    return "its name ends in .gz, but gzip has not made it" if "incorrect header check" in told else told

@@ -25,7 +25,8 @@ def parts_by_column(
     """
     values = texts(column)
     counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(values).to_pylist()}
-    there = f"column {name!r} has {', '.join(f'{value!r} ({count:,})' for value, count in list(counts.items())[:20])}"
+    values_there = [f"{'nothing' if value is None else repr(value)} ({count:,})" for value, count in counts.items()]
+    there = f"column {name!r} has {', '.join(values_there[:20])}"
     how = "give data.splits={train: [VALUE, ..], val: [..], test: [..]}; a split without values is taken out of train"
     if splits is None:
         known = {alias: split for split, aliases in USUAL.items() for alias in aliases}
@@ -41,8 +42,10 @@ def parts_by_column(
         if "train" not in asked.values():
             raise ValueError(f"data.splits must name the training rows; {there}: {how}")
         meant = {value: asked.get(str(value)) for value in counts}
-        unnamed = [value for value, split in meant.items() if split is None]
-        notes += [f"{counts[value]:,} rows with {name}={value} are in no split: left out" for value in unnamed]
+        unnamed = {value: value or "nothing" for value, split in meant.items() if split is None}
+        notes += [
+            f"{counts[value]:,} rows with {name}={told} are in no split: left out" for value, told in unnamed.items()
+        ]
     own = {split: [value for value, of in meant.items() if of == split] for split in NAMES}
     return {
         split: np.flatnonzero(np.asarray(pc.is_in(values, pa.array(chosen, pa.large_string()))))

@@ -88,7 +88,8 @@ def load(path: str) -> Tokenizer:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).splitlines()[0]
+        is_there = Path(path).expanduser().is_file()
+        reason = str(error).splitlines()[0] if is_there else "there is no such file"
         raise ValueError(
             f"data.tokenizer must be {', '.join(TRAINED)} or the path of a tokenizer.json; {path!r} is none ({reason})"
         ) from error

@@ -1,6 +1,7 @@
 """The story of one run: seed, data, model, trainer, fit, test on the best checkpoint, record."""
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,7 @@ def run(cfg: DictConfig, *, testing: bool = True, datamodule: Any = None, callba
             seed_everything(cfg.seed, workers=True, verbose=False)
             torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU; nothing changes on a CPU
             datamodule = datamodule or make_data(cfg)
-            with errors.reporting(errors.ConfigError):
-                model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+            model = make_model(cfg, datamodule)
             if cfg.weights is not None:
                 checkpoint.load_weights(model, Path(cfg.weights))
             trainer, parts = make_trainer(cfg, place, datamodule.fingerprint, mirror, callbacks)
@@ -121,6 +121,18 @@ def make_data(cfg: DictConfig) -> Any:
         datamodule.prepare_data()
         datamodule.setup("fit")
         return datamodule
+
+
+def make_model(cfg: DictConfig, datamodule: Any) -> Any:
+    """Make the model of these data. Raises ConfigError for its arguments, sizes beyond the memory among them."""
+    try:
+        with errors.reporting(errors.ConfigError):
+            return instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+    except (RuntimeError, TypeError) as error:
+        if re.search("allocate memory|out of memory|overflow", str(error), re.IGNORECASE):
+            reason = str(error).splitlines()[0]
+            raise errors.ConfigError(f"model: its sizes ask for more memory than there is ({reason})") from error
+        raise
 
 
 @dataclass(frozen=True)

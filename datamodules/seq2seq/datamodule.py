@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from babel import localedata
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
@@ -53,7 +53,7 @@ class Options(TypedDict):
     val_share: Share
     test_share: Share
     tokenizer: str
-    vocab_size: Annotated[int, Ge(300)]
+    vocab_size: Annotated[int, Ge(300), Le(1_000_000)]
     lowercase: bool
     max_source_length: Annotated[int, Ge(3)]
     max_target_length: Annotated[int, Ge(3)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -49,7 +49,7 @@ class Options(TypedDict):
     val_share: Share
     test_share: Share
     tokenizer: str
-    vocab_size: Annotated[int, Ge(300)]
+    vocab_size: Annotated[int, Ge(300), Le(1_000_000)]
     lowercase: bool
     max_length: Annotated[int, Ge(2)]
     batch_tokens: Count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, TypedDict
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +28,7 @@ class Search(TypedDict):
         max_length: at most.
     """
 
-    beams: Annotated[int, Gt(0)]
+    beams: Annotated[int, Gt(0), Le(1000)]
     length_penalty: Annotated[float, Ge(0)]
     no_repeat_ngram: Annotated[int, Ge(0)]
     min_length: Annotated[int, Ge(0)]

@@ -236,6 +236,12 @@ def test_more_epochs_go_on_where_the_run_ended(configure):
     assert_same_end(whole.folder, longer.folder)
 
 
+@pytest.mark.parametrize("width", [10**15, 10**25])
+def test_a_model_that_no_memory_holds_is_refused(configure, width):
+    with pytest.raises(ConfigError, match="its sizes ask for more memory than there is"):
+        run(configure(f"model.width={width}"))
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(configure):
     with pytest.raises(DivergedError, match=r"not finite at step \d+ \(learning rate .*\)\. ") as caught:
         run(configure("model.lr=1e36", "model.gradient_clip=null", "model.warmup_share=0"))
