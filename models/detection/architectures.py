@@ -2,11 +2,13 @@
 
 from typing import Annotated, Unpack
 
+import torch
 from annotated_types import Ge, Gt, Lt
 
 from models.detection import pretrained, two_stage
 from models.detection.module import DetectionModule, Schema
 from models.detection.networks import FcosSmall
+from models.muon import OptimizerName, optimizer_of
 from models.optim import Recipe
 
 Count = Annotated[int, Gt(0)]
@@ -27,11 +29,17 @@ class DetectionFcosSmall(DetectionModule):
         depth: Count,
         input_size: Annotated[int, Ge(32)] | None,
         most_overlap: Annotated[float, Gt(0), Lt(1)],
+        optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
         **training: Unpack[Recipe],
     ) -> None:
         network = FcosSmall(schema, width=width, depth=depth, input_size=input_size, most_overlap=most_overlap)
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them
+        self.optimizer_name = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer that was asked for, over the trained network."""
+        return optimizer_of(self.optimizer_name, self.network, self.training_options)
 
 
 class DetectionTorchvision(DetectionModule):

@@ -2,8 +2,10 @@
 
 from typing import Annotated, Unpack
 
+import torch
 from annotated_types import Ge, Gt
 
+from models.muon import OptimizerName, optimizer_of
 from models.segmentation.module import Schema, SegmentationModule, Training
 from models.segmentation.networks import UNet
 from models.segmentation.pretrained import TorchvisionSegmenter
@@ -26,6 +28,7 @@ class SegmentationUNet(SegmentationModule):
         width_4: Count,
         input_size: Side | None,
         flip_at_test: bool,
+        optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
         hidden_1: Count | None = None,
         hidden_2: Count | None = None,
         hidden_3: Count | None = None,
@@ -49,6 +52,11 @@ class SegmentationUNet(SegmentationModule):
         )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them
+        self.optimizer_name = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer that was asked for, over the trained network."""
+        return optimizer_of(self.optimizer_name, self.network, self.training_options)
 
 
 class SegmentationTorchvision(SegmentationModule):

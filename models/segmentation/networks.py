@@ -142,7 +142,9 @@ class Fine(nn.Module):
 class UNet(SegmentationNetwork):
     """U-Net (Ronneberger et al., 2015, arXiv 1505.04597) of patches of 2 x 2 pixels, its first layer whitening.
 
-    No statistics of batches: weights are standardized instead, so that ranks and batches are alike. Four levels.
+    No statistics of batches: weights are standardized instead, so that ranks and batches are alike. Four levels. The
+    logits of coarse levels are added to those of the pixels, as in FCN-8s (Long et al., 2015, arXiv 1411.4038): what
+    something is they know best, and they learn it without all that lies between.
 
     Args:
         schema: of the data.
@@ -182,10 +184,15 @@ class UNet(SegmentationNetwork):
         self.ups = nn.ModuleList(Up(*sizes) for sizes in zip(belows, widths, backs, strict=False))
         self.num_classes = len(schema["classes"])
         self.fine = Fine(backs[0], width_0)
-        self.head = nn.Conv2d(width_0, self.num_classes, 1)
+        self.head = self._head(width_0)
+        self.coarse = nn.ModuleList(map(self._head, (width_4, *reversed(backs[1:]))))
+
+    def _head(self, width: int) -> nn.Conv2d:
+        head = nn.Conv2d(width, self.num_classes, 1)
         # Not at zero: gradients of the levels would begin at nothing, and rounding would decide where they go.
-        nn.init.normal_(self.head.weight, std=STEM_PIXELS * width_0**-0.5)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.normal_(head.weight, std=STEM_PIXELS * width**-0.5)
+        nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        return head
 
     @property
     def blocks(self) -> Iterable[nn.Module]:  # type: ignore[override]
@@ -199,10 +206,14 @@ class UNet(SegmentationNetwork):
         for down in self.downs:
             hidden = down(functional.max_pool2d(hidden, 2) if levels else hidden)
             levels.append(hidden)
-        for up, level in zip(reversed(self.ups), reversed(levels[:-1]), strict=True):
+        known = self.coarse[0](hidden)
+        for index, (up, level) in enumerate(zip(reversed(self.ups), reversed(levels[:-1]), strict=True), start=1):
             hidden = up(hidden, level)
+            known = functional.interpolate(known, scale_factor=2.0, mode="nearest")
+            if index < len(self.coarse):
+                known = known + self.coarse[index](hidden)
         logits: Tensor = self.head(self.fine(hidden, pixels))
-        return logits
+        return logits + functional.interpolate(known, scale_factor=float(PATCH), mode="nearest")
 
     def folded(self) -> SegmentationNetwork:
         """The network with plain convolutions."""
@@ -217,7 +228,10 @@ class UNet(SegmentationNetwork):
         found = []
         for index, down in enumerate(self.downs):
             name, number = f"downs.{index}", index + 1
-            after = [f"downs.{number}.enter", f"ups.{index}.skip"] if number < LEVELS else [f"ups.{index - 1}.below"]
+            is_deepest = number == LEVELS
+            after = (
+                [f"ups.{index - 1}.below", "coarse.0"] if is_deepest else [f"downs.{number}.enter", f"ups.{index}.skip"]
+            )
             tied = (*_made(f"{name}.enter"), *_made(f"{name}.second"), *map(_read, (f"{name}.first", *after)))
             found.append(Units(f"width_{number}", down.second.out_channels, tied))  # type: ignore[union-attr, arg-type]
             between = (*_made(f"{name}.first"), _read(f"{name}.second"))
@@ -225,7 +239,7 @@ class UNet(SegmentationNetwork):
             found.append(Units(f"hidden_{number}", down.first.out_channels, between))  # type: ignore[union-attr, arg-type]
         for index, up in enumerate(self.ups):
             name = f"ups.{index}"
-            after = [f"ups.{index - 1}.below"] if index else ["fine.below"]
+            after = [f"ups.{index - 1}.below", f"coarse.{len(self.ups) - index}"] if index else ["fine.below"]
             made = (*_made(f"{name}.below"), *_made(f"{name}.skip"), *_made(f"{name}.join"))
             tied = (*made, *map(_read, (f"{name}.join", *after)))
             found.append(Units(f"up_{index + 1}", up.join.out_channels, tied))  # type: ignore[union-attr, arg-type]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Unpack
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
+from models.muon import OptimizerName, optimizer_of
 from models.optim import adamw, adamw_by_depth
 from models.vision.module import Schema, Training, VisionModule
 from models.vision.networks import ResNet9
@@ -28,6 +29,7 @@ class VisionResNet9(VisionModule):
         width_3: Count,
         input_size: Annotated[int, Ge(4)] | None,
         flip_at_test: bool,
+        optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
         hidden_1: Count | None = None,
         hidden_2: Count | None = None,
         hidden_3: Count | None = None,
@@ -46,6 +48,11 @@ class VisionResNet9(VisionModule):
         )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them
+        self.optimizer_name = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer that was asked for, over the trained network."""
+        return optimizer_of(self.optimizer_name, self.network, self.training_options)
 
 
 class VisionTorchvision(VisionModule):

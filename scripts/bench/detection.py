@@ -37,7 +37,7 @@ DATA: dict[str, list[str]] = {
     "scenes": [],
     "pennfudan": [
         *("data=penn_fudan", "data.path={folder}", "data.image_size=[192,256]", "trainer.max_epochs=150"),
-        *("data.batch_size=8", "+trainer.check_val_every_n_epoch=10"),
+        *("data.batch_size=8", "+trainer.check_val_every_n_epoch=10", "model.optimizer=adamw", "model.lr=3e-3"),
     ],
 }
 MOST = 100  # detections of an image
