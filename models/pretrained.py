@@ -44,7 +44,9 @@ def naming(rule: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, RuntimeError):  # which refers to a table of shapes that was on the screen
+        if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+            reason = "there is no such folder"
+        elif isinstance(error, RuntimeError):  # which refers to a table of shapes that was on the screen
             reason = "its weights do not fit its config.json"
         raise ValueError(f"{rule}; {name!r} is none ({reason})") from error
 
@@ -104,10 +106,12 @@ def layers_of(encoder: nn.Module) -> str:
 def add_lora(model: nn.Module, rank: int, *, leave: nn.Module | None = None) -> None:
     """Freeze a model but for low-rank updates of its matrices (Hu et al., 2021, arXiv 2106.09685), through peft.
 
-    `leave` is a matrix without such an update.
+    `leave` is a matrix without such an update. Raises ValueError for a rank that no matrix has.
     """
     peft = library("peft")
     matrices = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if rank > (most := max(min(module.weight.shape) for module in matrices.values())):
+        raise ValueError(f"lora_rank must be at most {most}, the full rank of the model's matrices; got {rank}")
     names = [name for name, module in matrices.items() if module is not leave]
     options = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
     peft.inject_adapter_in_model(options, model)

@@ -29,7 +29,7 @@ class Search(TypedDict):
     """
 
     beams: Annotated[int, Gt(0), Le(1000)]
-    length_penalty: Annotated[float, Ge(0)]
+    length_penalty: Annotated[float, Ge(0), Le(10)]
     no_repeat_ngram: Annotated[int, Ge(0)]
     min_length: Annotated[int, Ge(0)]
     max_length: Annotated[int, Gt(0)]
@@ -164,7 +164,7 @@ class Beams:
     def _end(self, scores: Tensor, tokens: Tensor, length: int) -> None:
         """Take up hypotheses that have ended, [B, C]: only those among the best K of rows that go on count."""
         beams = self.how["beams"]
-        scores = scores[:, :beams] / length ** self.how["length_penalty"]
+        scores = scores[:, :beams] / float(length) ** self.how["length_penalty"]
         scores = scores.masked_fill(self.finished.unsqueeze(1), NEVER)
         together = torch.cat([self.ended_scores, scores], dim=1)
         all_tokens = torch.cat([self.ended, tokens[:, :beams]], dim=1)
@@ -174,7 +174,7 @@ class Beams:
 
     def done(self, length: int) -> Tensor:
         """Which rows are finished after this step, [B]."""
-        attainable = self.scores.max(dim=1).values / length ** self.how["length_penalty"]
+        attainable = self.scores.max(dim=1).values / float(length) ** self.how["length_penalty"]
         worst = self.ended_scores[:, -1]
         self.finished = self.finished | ((worst > NEVER) & (worst >= attainable))
         return self.finished

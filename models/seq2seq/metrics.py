@@ -55,9 +55,9 @@ class Words:
 
 
 @cache
-def _bleu(language: str | None) -> Any:
+def _bleu(language: str | None, *, of_sentences: bool) -> Any:
     tokenizer = NO_SPACES.get((language or "").partition("_")[0], "13a")
-    return BLEU(effective_order=True, tokenize=tokenizer)  # the counts do not depend on effective_order
+    return BLEU(effective_order=of_sentences, tokenize=tokenizer)  # on which the counts do not depend
 
 
 @cache
@@ -67,15 +67,16 @@ def _rouge() -> Any:
 
 def signature(language: str | None) -> str:
     """SacreBLEU's own description of how it counts texts of a language, None for one not known, for reports."""
-    _bleu(language).corpus_score(["a"], [["a"]])  # it knows only afterwards how many references there are
-    return str(_bleu(language).get_signature())
+    counted = _bleu(language, of_sentences=False)
+    counted.corpus_score(["a"], [["a"]])  # it knows only afterwards how many references there are
+    return str(counted.get_signature())
 
 
 def statistics(outputs: Sequence[str], references: Sequence[str], language: str | None) -> tuple[Floats, Floats]:
     """Return each row's counts for BLEU [N, 10] and its ROUGE [N, 3]; the language is the references'."""
     counts, rouge = np.zeros((len(outputs), 10)), np.zeros((len(outputs), len(ROUGE)))
     for row, (output, reference) in enumerate(zip(outputs, references, strict=True)):
-        found = _bleu(language).sentence_score(output, [reference])
+        found = _bleu(language, of_sentences=True).sentence_score(output, [reference])
         counts[row] = [*found.counts, *found.totals, found.sys_len, found.ref_len]
         scores = _rouge().score(reference, output)
         rouge[row] = [100 * scores[name].fmeasure for name in ROUGE.values()]

@@ -64,7 +64,7 @@ def outputs(table: Table, how: Search, kinds: list[int]) -> list[tuple[int, ...]
     return [tuple(token for token in row if token != PAD) for row in found.tolist()]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 10])
 @pytest.mark.parametrize("seed", range(4))
 def test_enough_beams_find_the_best_of_all_outputs(seed: int, penalty: float) -> None:
     table = Table(seed)

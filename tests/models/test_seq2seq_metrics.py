@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu import corpus_bleu
+from sacrebleu import BLEU, corpus_bleu
 
 from models.seq2seq import metrics
 from models.seq2seq.metrics import Words, Written
@@ -25,6 +25,13 @@ def test_english_is_counted_as_by_the_libraries() -> None:
     pairs = zip(REFERENCES, OUTPUTS, strict=True)
     expected = np.mean([100 * theirs.score(reference, output)["rougeL"].fmeasure for reference, output in pairs])
     assert found["rouge_l"] == pytest.approx(expected)
+
+
+def test_the_signature_is_that_of_what_is_computed() -> None:
+    short = ["the cat", "a dog"]
+    theirs = BLEU()
+    assert theirs.corpus_score(short, [short]).score == pytest.approx(metrics.bleu(written(short, short)))
+    assert metrics.signature(None) == str(theirs.get_signature())
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,12 @@ def test_the_rate_falls_from_layer_to_layer(schema: dict, bert: Path) -> None:
 
 
 @needs_hf
+def test_a_rank_that_no_matrix_has_is_told(schema: dict, bert: Path) -> None:
+    with pytest.raises(ValueError, match=r"lora_rank must be at most \d+, the full rank of .*; got 1000"):
+        made(schema, bert, lora_rank=1000)
+
+
+@needs_hf
 def test_low_rank_updates_are_all_of_the_encoder_that_trains_and_merge(
     schema: dict, bert: Path, tokens: torch.Tensor
 ) -> None:
@@ -224,7 +230,8 @@ def test_a_rank_without_rows_computes_gradients_of_zero(schema: dict, bert: Path
 
 @needs_hf
 def test_a_name_that_is_no_encoder_is_told(schema: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="encoder must be an encoder's name .*; '.*nothing' is none"):
+    told = "encoder must be an encoder's name .*; '.*nothing' is none .there is no such folder"
+    with pytest.raises(ValueError, match=told):
         made(schema, tmp_path / "nothing")
 
 
