@@ -37,8 +37,9 @@ SMALL = {
         *("data.num_pairs=1000", "data.vocab_size=500", "data.max_target_length=16", "model.width=32"),
         "model.num_heads=2",
     ],
-    # A tenth of 16 steps is no warm-up: the first full step throws the loss up, and rounding is thrown up with it.
-    "vision": ["model.warmup_share=0.5"],
+    # A tenth of 16 steps is no warm-up: the first full step throws the loss up, and rounding is thrown up with it. At
+    # 2e-3 one process and two are within 1e-6 for seeds 1 to 3, and for seed 0 leave each other at step 10, by 3e-5.
+    "vision": ["model.warmup_share=0.5", "model.lr=3e-4"],
 }
 
 # Further networks of an experiment whose training on several ranks is no other network's.
