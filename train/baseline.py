@@ -32,11 +32,10 @@ def baseline(cfg: DictConfig) -> Path:
     if not cfg.baselines:
         raise errors.ConfigError("baselines: this experiment has none; choose a file of configs/baselines")
 
-    from hydra.utils import instantiate
     from pytorch_lightning import seed_everything
 
     from train import folder, ranks, screen
-    from train.run import make_data
+    from train.run import make_data, make_model
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     with ranks.run_id_for_all_ranks(cfg.run_id) as run_id:
@@ -46,7 +45,7 @@ def baseline(cfg: DictConfig) -> Path:
             place.write_config(cfg)
             place.write_json("provenance.json", folder.provenance(seed=cfg.seed, fingerprint=datamodule.fingerprint))
             screen.show_choices({"run": f"{cfg.name}-baselines/{run_id}", "data": datamodule.summary}, datamodule.notes)
-            judge = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+            judge = make_model(cfg, datamodule)
             accounts = {name: test(name, node, judge, datamodule) for name, node in cfg.baselines.items()}
     tested = {str(name): account for name, account in accounts.items() if account}
     place.write_json("baselines.json", tested)

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from train import checkpoint, errors, folder, screen, strategies
 from train.folder import RunFolder
-from train.run import make_data
+from train.run import make_data, make_model
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def make_training_data(cfg: DictConfig) -> tuple[Any, int]:
 def rehearse(cfg: DictConfig, datamodule: Any, callbacks: Sequence[Callback], *, max_steps: int) -> None:
     """Train fresh weights, or those of `weights`, until `max_steps` or until a callback stops it."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    model = instantiate(cfg.model, _partial_=True, _convert_="all")(schema=datamodule.schema)
+    model = make_model(cfg, datamodule)
     if cfg.weights is not None:
         checkpoint.load_weights(model, Path(cfg.weights))
     settings = {**cfg.trainer, **ALONE, "devices": one_of(cfg.trainer.get("devices")), "max_steps": max_steps}
