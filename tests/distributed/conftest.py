@@ -99,7 +99,7 @@ class Slurm:
         """What `scontrol show job` says."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", number)))
 
-    def wait_for(self, number: str, state: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for(self, number: str, state: str, seconds: float = 300) -> dict[str, str]:
         """Wait until the job is in a state that the pattern matches."""
         wait(f"job {number} {state}", lambda: re.fullmatch(state, self.job(number)["JobState"]), seconds)
         return self.job(number)
@@ -147,7 +147,7 @@ class Hosts:
     def close(self) -> None:
         subprocess.run([TESTBED / "hosts_down.sh", self.folder], check=True, timeout=30)
         for process in self.processes:
-            process.wait(timeout=10)
+            process.wait(timeout=300)
 
     def start(self, number: int, log: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command on host 1 or 2, its output to a file; gloo learns which network to use."""
@@ -199,7 +199,7 @@ def until_saved() -> Callable[[Path], None]:
     """Waits until a run trains and has saved twice."""
 
     def until_saved(run: Path) -> None:
-        wait(f"two checkpoints in {run}", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 90)
+        wait(f"two checkpoints in {run}", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 300)
 
     return until_saved
 

@@ -101,6 +101,17 @@ def test_a_run_leaves_a_complete_folder(configure, capsys):
     assert "tensorboard --logdir" in printed
 
 
+def test_numbers_too_small_for_a_float_cost_no_time():
+    """On a processor they are computed many times slower, and every thread must know that they are nothing."""
+    script = (
+        "import torch; from train.run import set_precision; set_precision(); torch.set_num_threads(2)\n"
+        "assert not torch.full((1 << 20,), 1e-40).mul(1.0).any()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure):
     first, again, other = (
         run(configure(f"run_id={name}", f"seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2))

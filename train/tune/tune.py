@@ -4,10 +4,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from train import errors, failures, folder, ranks, screen
+from train.run import set_precision
 from train.tune import batch_size, learning_rate
 
 SEARCHES = {"lr": learning_rate.find, "batch_size": batch_size.find}
@@ -33,7 +33,7 @@ def tune(cfg: DictConfig) -> Path:
         again = f"python -m train.tune {shlex.join(sys.argv[1:])}"
         interrupted = f"Interrupted before there was a result. Start again with:\n  {again}"
         with place.logging_open(), failures.reported(place), errors.reporting_interrupt(interrupted):
-            torch.set_float32_matmul_precision("high")  # as in a run
+            set_precision()
             place.write_config(cfg)
             SEARCHES[cfg.find](cfg, place)
     screen.console.print(f"[bold]results and plot[/]  {place.path}", soft_wrap=True)
