@@ -19,7 +19,10 @@ NETWORKS = {
 
 
 class DetectionFcosSmall(DetectionModule):
-    """A small detector without anchors that trains from scratch on a CPU: see `FcosSmall`."""
+    """A small detector without anchors that trains from scratch on a CPU: see `FcosSmall`.
+
+    `width_4` to `sides` are what pruning leaves.
+    """
 
     def __init__(
         self,
@@ -30,9 +33,33 @@ class DetectionFcosSmall(DetectionModule):
         input_size: Annotated[int, Ge(32)] | None,
         most_overlap: Annotated[float, Gt(0), Lt(1)],
         optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
+        width_4: Count | None = None,
+        width_8: Count | None = None,
+        width_16: Count | None = None,
+        width_32: Count | None = None,
+        hidden_4: Count | None = None,
+        hidden_8: Count | None = None,
+        hidden_16: Count | None = None,
+        hidden_32: Count | None = None,
+        across: Count | None = None,
+        joined: Count | None = None,
+        classes: Count | None = None,
+        sides: Count | None = None,
         **training: Unpack[Recipe],
     ) -> None:
-        network = FcosSmall(schema, width=width, depth=depth, input_size=input_size, most_overlap=most_overlap)
+        sizes = {
+            **{"width_4": width_4, "width_8": width_8, "width_16": width_16, "width_32": width_32},
+            **{"hidden_4": hidden_4, "hidden_8": hidden_8, "hidden_16": hidden_16, "hidden_32": hidden_32},
+            **{"across": across, "joined": joined, "classes": classes, "sides": sides},
+        }
+        network = FcosSmall(
+            schema,
+            width=width,
+            depth=depth,
+            input_size=input_size,
+            most_overlap=most_overlap,
+            sizes={name: size for name, size in sizes.items() if size is not None},
+        )
         super().__init__(schema, network, **training)
         self.save_hyperparameters(logger=False)  # names of classes are no YAML: OmegaConf reads ${ in them
         self.optimizer_name = optimizer

@@ -44,6 +44,11 @@ class DetectionModule(LightningModule):
 
     def __init__(self, schema: Schema, network: DetectionNetwork, **training: Unpack[Recipe]) -> None:
         super().__init__()
+        if schema.get("masks") and not network.has_masks:
+            raise ValueError(
+                "data.masks=true is for networks that learn masks, and this one finds boxes alone: leave it out, "
+                "or take model=torchvision_detection model.architecture=maskrcnn_resnet50_fpn"
+            )
         self.automatic_optimization = False
         self.schema, self.training_options = schema, training
         self.classes: list[str] = list(schema["classes"])
@@ -100,9 +105,16 @@ class DetectionModule(LightningModule):
     def pruned(
         self, ratio: float, *, how: pruning.Importance, batches: Iterable[Mapping[str, Tensor]]
     ) -> tuple[dict[str, int], dict[str, Tensor]]:
-        """Raise ValueError: these networks cannot be pruned."""
-        self.network.units()
-        raise AssertionError("networks say that they cannot be pruned")
+        """Return the constructor's arguments and the state dict of a smaller model; `batches` are training rows.
+
+        Raises ValueError where the network cannot be pruned.
+        """
+
+        def loss(network: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+            assert isinstance(network, DetectionNetwork)
+            return network.score(batch["image"], batch["boxes"], batch["target"], batch["crowd"])
+
+        return pruning.pruned(self, ratio, how=how, batches=batches, loss=loss)
 
     # Training
 

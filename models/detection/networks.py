@@ -6,6 +6,7 @@ of the given picture, score, class; rows of score 0 and class -1 pad.
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from models.detection import boxes
 from models.detection.targets import loss_of, targets_of
-from models.pruning import Units
+from models.pruning import Slice, Units
 from models.vision.networks import Pixels, ScaledConv2d, gelu
 
 LEAST_SCORE = 0.05  # below, detections are left out
@@ -59,14 +60,15 @@ class Block(nn.Module):
     Args:
         inputs: channels.
         width: channels of the result.
+        hidden: channels between the two.
         halve: whether it is halved; where it is not, `inputs` is `width`.
     """
 
-    def __init__(self, inputs: int, width: int, *, halve: bool) -> None:
+    def __init__(self, inputs: int, width: int, hidden: int, *, halve: bool) -> None:
         super().__init__()
         self.enter = ScaledConv2d(inputs, width, 2, stride=2) if halve else None
-        self.first = ScaledConv2d(width, width, 3)
-        self.second = ScaledConv2d(width, width, 3)
+        self.first = ScaledConv2d(width, hidden, 3)
+        self.second = ScaledConv2d(hidden, width, 3)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return [B, width, H / 2, W / 2], rounded down, or of the same height and width."""
@@ -76,14 +78,21 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """What locations say, the same for all levels: logits of classes and distances to a box's sides, in strides."""
+    """What locations say, the same for all levels: logits of classes and distances to a box's sides, in strides.
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    Args:
+        width: channels of what it looks at.
+        classes: channels behind the logits.
+        sides: channels behind the distances.
+        num_classes: C.
+    """
+
+    def __init__(self, width: int, classes: int, sides: int, num_classes: int) -> None:
         super().__init__()
-        self.classes, self.sides = ScaledConv2d(width, width, 3), ScaledConv2d(width, width, 3)
-        self.logits, self.distances = nn.Conv2d(width, num_classes, 1), nn.Conv2d(width, 4, 1)
+        self.classes, self.sides = ScaledConv2d(width, classes, 3), ScaledConv2d(width, sides, 3)
+        self.logits, self.distances = nn.Conv2d(classes, num_classes, 1), nn.Conv2d(sides, 4, 1)
         for layer, bias in ((self.logits, torch.tensor(RARE).logit().item()), (self.distances, 1.5)):
-            nn.init.normal_(layer.weight, std=0.1 * width**-0.5)
+            nn.init.normal_(layer.weight, std=0.1 * layer.in_channels**-0.5)
             nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +113,7 @@ class FcosSmall(DetectionNetwork):
         depth: blocks of stride 8.
         input_size: side that pictures are resized to; None for that of the training pictures.
         most_overlap: of two detections of a class.
+        sizes: channels by the names of `units`, where pruning has left other numbers.
     """
 
     points: Tensor
@@ -111,21 +121,34 @@ class FcosSmall(DetectionNetwork):
     reach: Tensor
 
     def __init__(
-        self, schema: Mapping[str, Any], *, width: int, depth: int, input_size: int | None, most_overlap: float
+        self,
+        schema: Mapping[str, Any],
+        *,
+        width: int,
+        depth: int,
+        input_size: int | None,
+        most_overlap: float,
+        sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.most_overlap = most_overlap
         self.objects = max(float(schema["objects_per_image"]), 1e-3)
         self.pixels = Pixels(schema, size=input_size)
-        widths = (2 * width, 3 * width, 3 * width)
-        self.stem = nn.Sequential(ScaledConv2d(3, width, STEM, stride=STEM), Block(width, width, halve=False))
-        self.stages = nn.ModuleList(
-            nn.Sequential(Block(before, after, halve=True), *(Block(after, after, halve=False) for _ in range(more)))
-            for before, after, more in zip((width, *widths), widths, (depth - 1, 0, 0), strict=False)
+        usual = (width, 2 * width, 3 * width, 3 * width)
+        widths = [sizes.get(f"width_{stride}", own) for stride, own in zip((STEM, *STRIDES), usual, strict=True)]
+        between = [sizes.get(f"hidden_{stride}", own) for stride, own in zip((STEM, *STRIDES), usual, strict=True)]
+        across, joined, classes, sides = (
+            sizes.get(name, usual[1]) for name in ("across", "joined", "classes", "sides")
         )
-        self.across = nn.ModuleList(nn.Conv2d(own, widths[0], 1) for own in widths)
-        self.joined = ScaledConv2d(widths[0], widths[0], 3)
-        self.head = Head(widths[0], len(schema["classes"]))
+        stem = ScaledConv2d(3, widths[0], STEM, stride=STEM)
+        self.stem = nn.Sequential(stem, Block(widths[0], widths[0], between[0], halve=False))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(after if more else before, after, hidden, halve=not more) for more in range(blocks)))
+            for before, after, hidden, blocks in zip(widths, widths[1:], between[1:], (depth, 1, 1), strict=False)
+        )
+        self.across = nn.ModuleList(nn.Conv2d(own, across, 1) for own in widths[1:])
+        self.joined = ScaledConv2d(across, joined, 3)
+        self.head = Head(joined, classes, sides, len(schema["classes"]))
         for name, values in zip(("points", "strides", "reach"), locations(self.pixels.size), strict=True):
             self.register_buffer(name, values, persistent=False)
 
@@ -176,6 +199,31 @@ class FcosSmall(DetectionNetwork):
             most=MOST,
         )
 
+    def units(self) -> list[Units]:
+        """Channels of each stride, those within its blocks, of the levels joined, and of the head."""
+        blocks = {name: module for name, module in self.named_modules() if isinstance(module, Block)}
+        found = []
+        for number, stride in enumerate((STEM, *STRIDES)):
+            names = [name for name in blocks if name.startswith(f"stages.{number - 1}." if number else "stem.")]
+            made = [f"{names[0]}.enter" if number else "stem.0", *(f"{name}.second" for name in names)]
+            read = [f"{name}.first" for name in names]
+            read += [f"stages.{number}.0.enter"] if number < len(self.stages) else []
+            read += [f"across.{number - 1}"] if number else []
+            width, hidden = blocks[names[0]].second.weight.shape[:2]
+            found.append(Units(f"width_{stride}", width, (*_made(*made), *_read(*read))))
+            within = (*_made(*(f"{name}.first" for name in names)), *_read(*(f"{name}.second" for name in names)))
+            found.append(Units(f"hidden_{stride}", hidden, within))
+        joined, across = self.joined.weight.shape[:2]
+        levels = [Slice(f"across.{number}.{part}", 0) for number in range(len(STRIDES)) for part in ("weight", "bias")]
+        head = self.head
+        return [
+            *found,
+            Units("across", across, (*levels, *_read("joined"))),
+            Units("joined", joined, (*_made("joined"), *_read("head.classes", "head.sides"))),
+            Units("classes", head.classes.out_channels, (*_made("head.classes"), *_read("head.logits"))),
+            Units("sides", head.sides.out_channels, (*_made("head.sides"), *_read("head.distances"))),
+        ]
+
     def folded(self) -> "FcosSmall":
         """The network with plain convolutions."""
         copied = deepcopy(self).eval()
@@ -184,6 +232,16 @@ class FcosSmall(DetectionNetwork):
                 if isinstance(child, ScaledConv2d):
                     setattr(module, name, child.folded())
         return copied
+
+
+def _made(*layers: str) -> tuple[Slice, ...]:
+    """Where the output channels of scaled convolutions lie."""
+    return tuple(Slice(f"{layer}.{part}", 0) for layer in layers for part in ("weight", "bias", "gain"))
+
+
+def _read(*layers: str) -> tuple[Slice, ...]:
+    """Where layers' input channels lie."""
+    return tuple(Slice(f"{layer}.weight", 1) for layer in layers)
 
 
 def locations(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,6 +60,12 @@ def images(num=4, size=(64, 96), seed=0):
     return torch.randint(0, 256, (num, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def training_rows(num=4):
+    target, crowd = torch.tensor([[0, 2, -1]] * num), torch.zeros(num, 3, dtype=torch.bool)
+    located = torch.stack([random_boxes(3, seed=number) for number in range(num)])
+    return {"image": images(num), "boxes": located, "target": target, "crowd": crowd}
+
+
 def random_boxes(num, seed=0, side=60.0):
     draw = torch.rand(num, 4, generator=torch.Generator().manual_seed(seed))
     corner = draw[:, :2] * side
@@ -321,3 +327,47 @@ def test_a_detector_of_torchvision_learns_picture_by_picture_and_exports(archite
 def test_a_detector_that_there_is_not_is_named():
     with pytest.raises(ValueError, match="architecture must be one of fcos_resnet50_fpn, .*; got 'fasterrcnn'"):
         DetectionTorchvision(SCHEMA, **OPTIONS_OF_TORCHVISION, architecture="fasterrcnn", weights=None)
+
+
+@pytest.mark.parametrize("how", ["magnitude", "taylor"])
+def test_a_pruned_network_is_smaller_and_takes_the_kept_weights(how):
+    whole = module()
+    options, state = whole.pruned(0.5, how=how, batches=[training_rows()])
+    smaller = module(**options)
+    smaller.load_state_dict(state)
+    before, after = (sum(p.numel() for p in one.network.parameters()) for one in (whole, smaller))
+    assert after < 0.4 * before
+    assert smaller(images()).shape == (4, 100, 6)
+    assert smaller.loss_of(training_rows()).isfinite()
+
+
+@torch.no_grad()
+def test_without_channels_that_do_nothing_a_network_answers_the_same():
+    """Of plain convolutions: scaled ones are scaled by all their inputs, the idle ones, too."""
+    plain = module().average.folded()
+    state, sizes = plain.state_dict(), {}
+    for units in plain.units():
+        idle, sizes[units.option] = torch.arange(1, units.size, 2), (units.size + 1) // 2
+        for part in units.slices:
+            if part.dim == 0 and part.name in state:  # where they are made
+                state[part.name][idle] = 0
+    plain.load_state_dict(state)
+    for units in plain.units():
+        for part in units.slices:
+            if part.name in state:
+                state[part.name] = state[part.name].index_select(part.dim, torch.arange(0, units.size, 2))
+    smaller = module(**sizes).average.folded()
+    smaller.load_state_dict(state)
+    pixels = plain.pixels(images())
+    torch.testing.assert_close(smaller.answers(pixels), plain.answers(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_masks_that_nobody_learns_are_refused():
+    with pytest.raises(ValueError, match=r"data\.masks=true.*leave it out.*maskrcnn"):
+        DetectionFcosSmall({**SCHEMA, "masks": True}, **OPTIONS)
+
+
+def test_a_network_of_torchvisions_says_that_it_cannot_be_pruned():
+    made = DetectionTorchvision(SCHEMA, architecture=ONE_STAGE[0], weights=None, **OPTIONS_OF_TORCHVISION)
+    with pytest.raises(ValueError, match=r"cannot be pruned: leave prune\.ratio out"):
+        made.pruned(0.5, how="magnitude", batches=[])
