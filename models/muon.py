@@ -71,16 +71,23 @@ def _update(momentum: Tensor) -> Tensor:
 def orthogonalized(matrix: Tensor) -> Tensor:
     """Return the matrix [m, n] with singular values of about one instead of its own, by Newton and Schulz's iteration.
 
-    Those below a thousandth of the matrix's norm become less than one.
+    Those below a thousandth of the matrix's norm become less than one. Each step multiplies by a polynomial of the Gram
+    matrix, so the steps are put together there, where the long side does not cost; in float64, because the Gram matrix
+    holds the squares of the singular values.
     """
     is_high = matrix.shape[0] > matrix.shape[1]
     found = matrix.mT if is_high else matrix
     found = found / found.norm().clamp_min(LEAST_NORM)
     first, third, fifth = POLYNOMIAL
+    exact = found.double()
+    gram = exact @ exact.mT
+    steps = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(ITERATIONS):
-        gram = found @ found.mT
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), found, beta=first)
-    return found.mT if is_high else found
+        step = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
+        step.diagonal().add_(first)
+        gram, steps = step @ gram @ step, step @ steps
+    result: Tensor = steps.to(found.dtype) @ found
+    return result.mT if is_high else result
 
 
 def optimizer_of(name: OptimizerName, network: nn.Module, options: Recipe) -> torch.optim.Optimizer:

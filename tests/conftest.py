@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 # The tensors of tests are small: more threads only wait for each other, the more so where other processes compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_flush_denormal(True)  # as a run does: untrained networks are full of them
 
 
 @pytest.fixture(scope="session", autouse=True)

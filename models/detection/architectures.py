@@ -21,7 +21,7 @@ NETWORKS = {
 class DetectionFcosSmall(DetectionModule):
     """A small detector without anchors that trains from scratch on a CPU: see `FcosSmall`.
 
-    `width_4` to `sides` are what pruning leaves.
+    `width_2` to `sides` are what pruning leaves.
     """
 
     def __init__(
@@ -33,10 +33,12 @@ class DetectionFcosSmall(DetectionModule):
         input_size: Annotated[int, Ge(32)] | None,
         most_overlap: Annotated[float, Gt(0), Lt(1)],
         optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
+        width_2: Count | None = None,
         width_4: Count | None = None,
         width_8: Count | None = None,
         width_16: Count | None = None,
         width_32: Count | None = None,
+        hidden_2: Count | None = None,
         hidden_4: Count | None = None,
         hidden_8: Count | None = None,
         hidden_16: Count | None = None,
@@ -48,8 +50,9 @@ class DetectionFcosSmall(DetectionModule):
         **training: Unpack[Recipe],
     ) -> None:
         sizes = {
-            **{"width_4": width_4, "width_8": width_8, "width_16": width_16, "width_32": width_32},
-            **{"hidden_4": hidden_4, "hidden_8": hidden_8, "hidden_16": hidden_16, "hidden_32": hidden_32},
+            **{"width_2": width_2, "width_4": width_4, "width_8": width_8, "width_16": width_16, "width_32": width_32},
+            **{"hidden_2": hidden_2, "hidden_4": hidden_4, "hidden_8": hidden_8},
+            **{"hidden_16": hidden_16, "hidden_32": hidden_32},
             **{"across": across, "joined": joined, "classes": classes, "sides": sides},
         }
         network = FcosSmall(

@@ -16,7 +16,7 @@ from torch.nn import functional
 from models.detection import boxes
 from models.detection.targets import loss_of, targets_of
 from models.pruning import Slice, Units
-from models.vision.networks import Pixels, ScaledConv2d, gelu
+from models.vision.networks import Pixels, Residual, ScaledConv2d, gelu, made, read, with_plain_convolutions
 
 LEAST_SCORE = 0.05  # below, detections are left out
 MOST_CANDIDATES = 256  # of a picture, before suppression
@@ -54,27 +54,19 @@ class DetectionNetwork(nn.Module):
         return deepcopy(self).eval()
 
 
-class Block(nn.Module):
-    """Perhaps halve the picture, then add to it what two convolutions make of it.
+class Stage(nn.Sequential):
+    """Halve the picture, then add to it what pairs of convolutions make of it: [B, width, H / 2, W / 2], rounded down.
 
     Args:
         inputs: channels.
         width: channels of the result.
-        hidden: channels between the two.
-        halve: whether it is halved; where it is not, `inputs` is `width`.
+        hidden: channels between the two of a pair.
+        depth: pairs.
     """
 
-    def __init__(self, inputs: int, width: int, hidden: int, *, halve: bool) -> None:
-        super().__init__()
-        self.enter = ScaledConv2d(inputs, width, 2, stride=2) if halve else None
-        self.first = ScaledConv2d(width, hidden, 3)
-        self.second = ScaledConv2d(hidden, width, 3)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return [B, width, H / 2, W / 2], rounded down, or of the same height and width."""
-        if self.enter is not None:
-            hidden = gelu(self.enter(hidden))
-        return hidden + gelu(self.second(gelu(self.first(hidden))))
+    def __init__(self, inputs: int, width: int, hidden: int, depth: int) -> None:
+        enter = nn.Sequential(ScaledConv2d(inputs, width, 2, stride=2), nn.GELU())
+        super().__init__(enter, *(Residual(width, hidden) for _ in range(depth)))
 
 
 class Head(nn.Module):
@@ -109,7 +101,7 @@ class FcosSmall(DetectionNetwork):
 
     Args:
         schema: of the data.
-        width: channels of stride 4; stride 8 has twice as many, the others three times.
+        width: channels of stride 4; stride 2 has half as many, stride 8 twice, the others three times.
         depth: blocks of stride 8.
         input_size: side that pictures are resized to; None for that of the training pictures.
         most_overlap: of two detections of a class.
@@ -134,17 +126,19 @@ class FcosSmall(DetectionNetwork):
         self.most_overlap = most_overlap
         self.objects = max(float(schema["objects_per_image"]), 1e-3)
         self.pixels = Pixels(schema, size=input_size)
+        fine = sizes.get("width_2", -(-width // 2)), sizes.get("hidden_2", -(-width // 2))
         usual = (width, 2 * width, 3 * width, 3 * width)
         widths = [sizes.get(f"width_{stride}", own) for stride, own in zip((STEM, *STRIDES), usual, strict=True)]
         between = [sizes.get(f"hidden_{stride}", own) for stride, own in zip((STEM, *STRIDES), usual, strict=True)]
         across, joined, classes, sides = (
             sizes.get(name, usual[1]) for name in ("across", "joined", "classes", "sides")
         )
-        stem = ScaledConv2d(3, widths[0], STEM, stride=STEM)
-        self.stem = nn.Sequential(stem, Block(widths[0], widths[0], between[0], halve=False))
+        self.stem = nn.Sequential(
+            *(ScaledConv2d(3, fine[0], 2, stride=2), nn.GELU(), ScaledConv2d(*fine, 3), nn.GELU()),
+            *(ScaledConv2d(fine[1], widths[0], 2, stride=2), Residual(widths[0], between[0])),
+        )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(after if more else before, after, hidden, halve=not more) for more in range(blocks)))
-            for before, after, hidden, blocks in zip(widths, widths[1:], between[1:], (depth, 1, 1), strict=False)
+            Stage(*each) for each in zip(widths, widths[1:], between[1:], (depth, 1, 1), strict=False)
         )
         self.across = nn.ModuleList(nn.Conv2d(own, across, 1) for own in widths[1:])
         self.joined = ScaledConv2d(across, joined, 3)
@@ -193,6 +187,7 @@ class FcosSmall(DetectionNetwork):
         return boxes.detections(
             torch.stack(sides, dim=2),
             logits.float().sigmoid(),
+            vote=True,
             most_overlap=self.most_overlap,
             least_score=LEAST_SCORE,
             most_candidates=MOST_CANDIDATES,
@@ -201,47 +196,35 @@ class FcosSmall(DetectionNetwork):
 
     def units(self) -> list[Units]:
         """Channels of each stride, those within its blocks, of the levels joined, and of the head."""
-        blocks = {name: module for name, module in self.named_modules() if isinstance(module, Block)}
-        found = []
+        pairs = {name: module for name, module in self.named_modules() if isinstance(module, Residual)}
+        # Of the stem, two convolutions and what leads to stride 4.
+        found = [
+            Units("width_2", self.stem[0].out_channels, (*made("stem.0"), *read("stem.2"))),  # type: ignore[arg-type]
+            Units("hidden_2", self.stem[2].out_channels, (*made("stem.2"), *read("stem.4"))),  # type: ignore[arg-type]
+        ]
         for number, stride in enumerate((STEM, *STRIDES)):
-            names = [name for name in blocks if name.startswith(f"stages.{number - 1}." if number else "stem.")]
-            made = [f"{names[0]}.enter" if number else "stem.0", *(f"{name}.second" for name in names)]
-            read = [f"{name}.first" for name in names]
-            read += [f"stages.{number}.0.enter"] if number < len(self.stages) else []
-            read += [f"across.{number - 1}"] if number else []
-            width, hidden = blocks[names[0]].second.weight.shape[:2]
-            found.append(Units(f"width_{stride}", width, (*_made(*made), *_read(*read))))
-            within = (*_made(*(f"{name}.first" for name in names)), *_read(*(f"{name}.second" for name in names)))
-            found.append(Units(f"hidden_{stride}", hidden, within))
+            own = [name for name in pairs if name.startswith(f"stages.{number - 1}." if number else "stem.")]
+            first, second = ([f"{name}.{part}" for name in own] for part in ("first", "second"))
+            enter = f"stages.{number - 1}.0.0" if number else "stem.4"
+            after = [f"stages.{number}.0.0"] if number < len(self.stages) else []
+            after += [f"across.{number - 1}"] if number else []
+            width, hidden = pairs[own[0]].second.weight.shape[:2]
+            found.append(Units(f"width_{stride}", width, (*made(enter, *second), *read(*first, *after))))
+            found.append(Units(f"hidden_{stride}", hidden, (*made(*first), *read(*second))))
         joined, across = self.joined.weight.shape[:2]
         levels = [Slice(f"across.{number}.{part}", 0) for number in range(len(STRIDES)) for part in ("weight", "bias")]
         head = self.head
         return [
             *found,
-            Units("across", across, (*levels, *_read("joined"))),
-            Units("joined", joined, (*_made("joined"), *_read("head.classes", "head.sides"))),
-            Units("classes", head.classes.out_channels, (*_made("head.classes"), *_read("head.logits"))),
-            Units("sides", head.sides.out_channels, (*_made("head.sides"), *_read("head.distances"))),
+            Units("across", across, (*levels, *read("joined"))),
+            Units("joined", joined, (*made("joined"), *read("head.classes", "head.sides"))),
+            Units("classes", head.classes.out_channels, (*made("head.classes"), *read("head.logits"))),
+            Units("sides", head.sides.out_channels, (*made("head.sides"), *read("head.distances"))),
         ]
 
     def folded(self) -> "FcosSmall":
         """The network with plain convolutions."""
-        copied = deepcopy(self).eval()
-        for module in list(copied.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, ScaledConv2d):
-                    setattr(module, name, child.folded())
-        return copied
-
-
-def _made(*layers: str) -> tuple[Slice, ...]:
-    """Where the output channels of scaled convolutions lie."""
-    return tuple(Slice(f"{layer}.{part}", 0) for layer in layers for part in ("weight", "bias", "gain"))
-
-
-def _read(*layers: str) -> tuple[Slice, ...]:
-    """Where layers' input channels lie."""
-    return tuple(Slice(f"{layer}.weight", 1) for layer in layers)
+        return with_plain_convolutions(self)
 
 
 def locations(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ class SegmentationUNet(SegmentationModule):
         width_2: Count,
         width_3: Count,
         width_4: Count,
+        depth: Count,
         input_size: Side | None,
         flip_at_test: bool,
         optimizer: OptimizerName = "adamw",  # of runs from before there was a choice
@@ -45,6 +46,7 @@ class SegmentationUNet(SegmentationModule):
             width_2=width_2,
             width_3=width_3,
             width_4=width_4,
+            depth=depth,
             input_size=input_size,
             flip_at_test=flip_at_test,
             hidden=(hidden_1, hidden_2, hidden_3, hidden_4),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.pruning import Slice, Units
-from models.vision.networks import Pixels, ScaledConv2d, Whitening, gelu
+from models.pruning import Units
+from models.vision.networks import Pixels, Residual, ScaledConv2d, Whitening, gelu, made, read, with_plain_convolutions
 
 LEVELS = 4
 PATCH = 2  # pixels of a side that the first layer takes together, and the last one gives back
@@ -71,24 +71,24 @@ class SegmentationNetwork(nn.Module):
 
 
 class Down(nn.Module):
-    """One level of the way down: a convolution, and what two more add to it.
+    """One level of the way down: a convolution, and what pairs of more add to it.
 
     Args:
         inputs: channels.
         width: channels of the result.
-        hidden: channels between the two.
+        hidden: channels between the two of a pair.
+        depth: pairs.
     """
 
-    def __init__(self, inputs: int, width: int, hidden: int) -> None:
+    def __init__(self, inputs: int, width: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.enter = ScaledConv2d(inputs, width, 3)
-        self.first = ScaledConv2d(width, hidden, 3)
-        self.second = ScaledConv2d(hidden, width, 3)
+        self.pairs = nn.Sequential(*(Residual(width, hidden) for _ in range(depth)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return [B, width, h, w]."""
-        hidden = gelu(self.enter(hidden))
-        return hidden + gelu(self.second(gelu(self.first(hidden))))
+        found: Tensor = self.pairs(gelu(self.enter(hidden)))
+        return found
 
 
 class Up(nn.Module):
@@ -153,9 +153,10 @@ class UNet(SegmentationNetwork):
         width_2: the second's.
         width_3: the third's.
         width_4: the deepest one's.
+        depth: pairs of convolutions of the second level; the others have one.
         input_size: side that pictures are resized to; None for that of the training pictures.
         flip_at_test: see `SegmentationNetwork`.
-        hidden: channels between the two convolutions of each level; None for the widths.
+        hidden: channels between the two convolutions of each level's pairs; None for the widths.
         ups: channels of the levels on the way up, from the first; None for the widths.
     """
 
@@ -168,6 +169,7 @@ class UNet(SegmentationNetwork):
         width_2: int,
         width_3: int,
         width_4: int,
+        depth: int,
         input_size: int | None,
         flip_at_test: bool,
         hidden: Sequence[int | None] = (None,) * LEVELS,
@@ -179,7 +181,8 @@ class UNet(SegmentationNetwork):
         inputs = (self.whitening.channels, *widths)
         between = [own or width for own, width in zip(hidden, widths, strict=True)]
         backs = [own or width for own, width in zip(ups, widths, strict=False)]
-        self.downs = nn.ModuleList(Down(*sizes) for sizes in zip(inputs, widths, between, strict=False))
+        depths = (1, depth, 1, 1)
+        self.downs = nn.ModuleList(Down(*sizes) for sizes in zip(inputs, widths, between, depths, strict=False))
         belows = [*backs[1:], width_4]
         self.ups = nn.ModuleList(Up(*sizes) for sizes in zip(belows, widths, backs, strict=False))
         self.num_classes = len(schema["classes"])
@@ -217,14 +220,10 @@ class UNet(SegmentationNetwork):
 
     def folded(self) -> SegmentationNetwork:
         """The network with plain convolutions."""
-        copied = deepcopy(self).eval()
-        scaled = [name for name, module in copied.named_modules() if isinstance(module, ScaledConv2d)]
-        for name in scaled:
-            copied.set_submodule(name, copied.get_submodule(name).folded())  # type: ignore[operator]
-        return copied
+        return with_plain_convolutions(self)
 
     def units(self) -> list[Units]:
-        """Channels of each level down, those between its two convolutions, and channels of each level up."""
+        """Channels of each level down, those within its pairs, and channels of each level up."""
         found = []
         for index, down in enumerate(self.downs):
             name, number = f"downs.{index}", index + 1
@@ -232,25 +231,15 @@ class UNet(SegmentationNetwork):
             after = (
                 [f"ups.{index - 1}.below", "coarse.0"] if is_deepest else [f"downs.{number}.enter", f"ups.{index}.skip"]
             )
-            tied = (*_made(f"{name}.enter"), *_made(f"{name}.second"), *map(_read, (f"{name}.first", *after)))
-            found.append(Units(f"width_{number}", down.second.out_channels, tied))  # type: ignore[union-attr, arg-type]
-            between = (*_made(f"{name}.first"), _read(f"{name}.second"))
+            pairs = range(len(down.pairs))  # type: ignore[arg-type]
+            first, second = ([f"{name}.pairs.{pair}.{part}" for pair in pairs] for part in ("first", "second"))
+            width, hidden = down.pairs[0].second.weight.shape[:2]  # type: ignore[index, union-attr]
+            found.append(Units(f"width_{number}", width, (*made(f"{name}.enter", *second), *read(*first, *after))))
             # Of a pruned network the two may differ; without this the one would follow the other.
-            found.append(Units(f"hidden_{number}", down.first.out_channels, between))  # type: ignore[union-attr, arg-type]
+            found.append(Units(f"hidden_{number}", hidden, (*made(*first), *read(*second))))
         for index, up in enumerate(self.ups):
             name = f"ups.{index}"
             after = [f"ups.{index - 1}.below", f"coarse.{len(self.ups) - index}"] if index else ["fine.below"]
-            made = (*_made(f"{name}.below"), *_made(f"{name}.skip"), *_made(f"{name}.join"))
-            tied = (*made, *map(_read, (f"{name}.join", *after)))
+            tied = (*made(f"{name}.below", f"{name}.skip", f"{name}.join"), *read(f"{name}.join", *after))
             found.append(Units(f"up_{index + 1}", up.join.out_channels, tied))  # type: ignore[union-attr, arg-type]
         return found
-
-
-def _made(layer: str) -> tuple[Slice, ...]:
-    """Where a layer's output channels lie."""
-    return tuple(Slice(f"{layer}.{part}", 0) for part in ("weight", "bias", "gain"))
-
-
-def _read(layer: str) -> Slice:
-    """Where a layer's input channels lie."""
-    return Slice(f"{layer}.weight", 1)

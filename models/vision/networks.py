@@ -5,7 +5,7 @@ Shapes: B pictures, H x W pixels, C classes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -169,25 +169,35 @@ class Whitening(nn.Module):
         return functional.conv2d(pixels, self.kernels)
 
 
-class Stage(nn.Module):
-    """Halve the picture, then add to it what two convolutions make of it.
+class Residual(nn.Module):
+    """Add to a picture what two convolutions make of it.
 
     Args:
-        inputs: channels.
-        width: channels of the result.
+        width: channels of the picture.
         hidden: channels between the two.
     """
 
-    def __init__(self, inputs: int, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.enter = ScaledConv2d(inputs, width, 3)
         self.first = ScaledConv2d(width, hidden, 3)
         self.second = ScaledConv2d(hidden, width, 3)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return [B, width, H / 2, W / 2], rounded up."""
-        hidden = gelu(functional.max_pool2d(self.enter(hidden), 2, ceil_mode=True))
+        """Return [B, width, H, W]."""
         return hidden + gelu(self.second(gelu(self.first(hidden))))
+
+
+class Stage(Residual):
+    """Halve the picture before; `inputs` are its channels."""
+
+    def __init__(self, inputs: int, width: int, hidden: int) -> None:
+        enter = ScaledConv2d(inputs, width, 3)
+        super().__init__(width, hidden)
+        self.enter = enter
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return [B, width, H / 2, W / 2], rounded up."""
+        return super().forward(gelu(functional.max_pool2d(self.enter(hidden), 2, ceil_mode=True)))
 
 
 class ResNet9(VisionNetwork):
@@ -240,11 +250,7 @@ class ResNet9(VisionNetwork):
 
     def folded(self) -> VisionNetwork:
         """The network with plain convolutions."""
-        copied = deepcopy(self).eval()
-        for block in copied.blocks:
-            for name in ("enter", "first", "second"):
-                setattr(block, name, getattr(block, name).folded())
-        return copied
+        return with_plain_convolutions(self)
 
     def units(self) -> list[Units]:
         """Channels of each stage, which the sum ties together, and those between its two convolutions."""
@@ -253,19 +259,31 @@ class ResNet9(VisionNetwork):
             assert isinstance(block, Stage)
             name, number = f"blocks.{index}", index + 1
             after = f"blocks.{index + 1}.enter" if number < len(self.blocks) else "head"
-            tied = (*_made(f"{name}.enter"), *_made(f"{name}.second"), _read(f"{name}.first"), _read(after))
-            between = (*_made(f"{name}.first"), _read(f"{name}.second"))
+            tied = (*made(f"{name}.enter", f"{name}.second"), *read(f"{name}.first", after))
+            between = (*made(f"{name}.first"), *read(f"{name}.second"))
             # Of a pruned network the two may differ; without this the one would follow the other.
             found.append(Units(f"width_{number}", block.second.out_channels, tied))
             found.append(Units(f"hidden_{number}", block.first.out_channels, between))
         return found
 
 
-def _made(layer: str) -> tuple[Slice, ...]:
-    """Where a layer's output channels lie."""
-    return tuple(Slice(f"{layer}.{part}", 0) for part in ("weight", "bias", "gain"))
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def _read(layer: str) -> Slice:
-    """Where a layer's input channels lie."""
-    return Slice(f"{layer}.weight", 1)
+def with_plain_convolutions(network: Network) -> Network:
+    """Return a copy of a network that computes the same without scaling its kernels."""
+    copied = deepcopy(network).eval()
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, ScaledConv2d):
+            copied.set_submodule(name, module.folded())
+    return copied
+
+
+def made(*layers: str) -> tuple[Slice, ...]:
+    """Where the output channels of scaled convolutions lie."""
+    return tuple(Slice(f"{layer}.{part}", 0) for layer in layers for part in ("weight", "bias", "gain"))
+
+
+def read(*layers: str) -> tuple[Slice, ...]:
+    """Where layers' input channels lie."""
+    return tuple(Slice(f"{layer}.weight", 1) for layer in layers)

@@ -329,6 +329,15 @@ def test_a_detector_that_there_is_not_is_named():
         DetectionTorchvision(SCHEMA, **OPTIONS_OF_TORCHVISION, architecture="fasterrcnn", weights=None)
 
 
+def test_boxes_are_voted_on_by_those_of_their_class_that_overlap_them():
+    located = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 12], [0, 0, 10, 12], [50, 50, 60, 60]]])
+    labels, scores = torch.tensor([[1, 1, 2, 1]]), torch.tensor([[0.8, 0.4, 0.9, 0.9]])
+    found = boxes.voted(located, labels, scores)
+    near = 0.4 * np.exp(-((1 - 100 / 120) ** 2) / boxes.NEAR)  # what the second's vote weighs at the first's place
+    torch.testing.assert_close(found[0, 0], torch.tensor([0, 0, 10, 10 + 2 * near / (0.8 + near)], dtype=torch.float32))
+    torch.testing.assert_close(found[0, 2:], located[0, 2:])
+
+
 @pytest.mark.parametrize("how", ["magnitude", "taylor"])
 def test_a_pruned_network_is_smaller_and_takes_the_kept_weights(how):
     whole = module()

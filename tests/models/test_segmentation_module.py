@@ -30,6 +30,7 @@ WIDTHS = {
     "width_2": 16,
     "width_3": 16,
     "width_4": 24,
+    "depth": 2,
     "input_size": None,
     "flip_at_test": False,
 }
@@ -43,6 +44,10 @@ TRAINING = {
     "loss": "cross_entropy",
     "compile": False,
 }
+
+
+FIRSTS = ("downs.1.pairs.0.first", "downs.1.pairs.1.first")
+SECONDS = ("downs.1.pairs.0.second", "downs.1.pairs.1.second")
 
 
 def images(num=4, height=20, width=24):
@@ -112,17 +117,17 @@ def test_a_pruned_network_is_smaller_and_takes_the_kept_weights(how):
 def test_a_channel_goes_where_it_is_made_and_where_it_is_read():
     network = made().average
     values = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
-    for layer in ("downs.1.enter", "downs.1.second"):
+    for layer in ("downs.1.enter", *SECONDS):
         values[f"{layer}.gain"][1::2] = 1
     _, state = pruning.prune(network.state_dict(), network.units()[2:3], values, 0.5, "magnitude")
     before = network.state_dict()
-    for layer in ("downs.1.enter", "downs.1.second"):
+    for layer in ("downs.1.enter", *SECONDS):
         assert torch.equal(state[f"{layer}.weight"], before[f"{layer}.weight"][1::2])
-    for layer in ("downs.1.first", "downs.2.enter", "ups.1.skip"):
+    for layer in (*FIRSTS, "downs.2.enter", "ups.1.skip"):
         assert torch.equal(state[f"{layer}.weight"], before[f"{layer}.weight"][:, 1::2])
     changed = {name for name, value in state.items() if value.shape != before[name].shape}
     assert {name.rpartition(".")[0] for name in changed} == {
-        *("downs.1.enter", "downs.1.second", "downs.1.first", "downs.2.enter", "ups.1.skip"),
+        *("downs.1.enter", *SECONDS, *FIRSTS, "downs.2.enter", "ups.1.skip"),
     }
 
 
