@@ -16,6 +16,7 @@ SIZE = 0.2  # root mean square of an update of AdamW's, to which that of a kerne
 ITERATIONS = 5
 POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: it lifts small values fast and keeps all between 0.7 and 1.2
 LEAST_NORM = 1e-7
+LEAST_WARMUP = 300  # steps: full ones throw a network that knows nothing far away
 
 
 class Muon(torch.optim.AdamW):
@@ -31,6 +32,8 @@ class Muon(torch.optim.AdamW):
         groups: of parameters; those with a `momentum` are orthogonalized.
         lr: of all groups without their own.
     """
+
+    least_warmup = LEAST_WARMUP
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float) -> None:
         super().__init__(groups, lr=lr, fused=True)

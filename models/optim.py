@@ -27,7 +27,8 @@ class Recipe(TypedDict):
     Attributes:
         lr: peak learning rate of AdamW.
         weight_decay: decoupled weight decay of matrices.
-        warmup_share: share of all steps in which the rate rises linearly.
+        warmup_share: share of all steps in which the rate rises linearly; if any, it rises no faster than in as many
+            steps as the optimizer has in `least_warmup`, however few there are.
         schedule: what the rate does after that.
         gradient_clip: largest L2 norm of the gradient; null for none.
         ema_decay: decay per step of the averaged weights that are evaluated and shipped; null for none.
@@ -43,8 +44,18 @@ class Recipe(TypedDict):
     compile: bool
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
-    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then constant or half a cosine."""
+def learning_rate(
+    step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule, least_warmup: int = 1
+) -> float:
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then constant or half a cosine.
+
+    It rises no faster than in `least_warmup` steps: where all are fewer it does not come to its peak.
+    """
+    usual = _usual_rate(step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule)
+    return min(usual, peak * (step + 1) / least_warmup)
+
+
+def _usual_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
@@ -144,6 +155,7 @@ class Steps:
             module.trainer.model.require_backward_grad_sync = False
         optimizer = module.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
+        least: int = getattr(optimizer, "least_warmup", 1) if options["warmup_share"] else 1
         return cls(
             module,
             optimizer,
@@ -157,6 +169,7 @@ class Steps:
                 warmup_steps=int(options["warmup_share"] * total),
                 total_steps=total,
                 schedule=options["schedule"],
+                least_warmup=least,
             ),
             seed=torch.initial_seed(),
         )

@@ -46,29 +46,31 @@ def best(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
     return scores.gather(1, places), places
 
 
-def kept(boxes: Tensor, labels: Tensor, is_there: Tensor, *, most_overlap: float) -> Tensor:
+def kept(overlap: Tensor, labels: Tensor, is_there: Tensor, *, most_overlap: float) -> Tensor:
     """Greedy non-maximum suppression class by class, bool [B, K], of candidates in order of their scores.
+
+    Their boxes overlap by `overlap` [B, K, K].
 
     A box goes if one that stays, is ahead of it and is of its class overlaps it by more than `most_overlap`. Found by
     repeating that rule (Cluster-NMS, arXiv 2005.03572), which ends at the greedy result: no loop over boxes, so that
     whole batches do it at once, in any runtime.
     """
-    size = boxes.shape[1]
-    ahead = torch.ones(size, size, dtype=torch.bool, device=boxes.device).triu(1)
-    rules_out = (overlaps(boxes, boxes) > most_overlap) & (labels[:, :, None] == labels[:, None, :]) & ahead
+    size = overlap.shape[1]
+    ahead = torch.ones(size, size, dtype=torch.bool, device=overlap.device).triu(1)
+    rules_out = (overlap > most_overlap) & (labels[:, :, None] == labels[:, None, :]) & ahead
     stays = is_there
     for _ in range(ROUNDS):
         stays = is_there & ~(rules_out & stays[:, :, None]).any(dim=1)
     return stays
 
 
-def voted(boxes: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
-    """Each box [B, K, 4] as the mean of all of its class by their scores [B, K] and by how much they overlap.
+def voted(boxes: Tensor, overlap: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+    """Each box [B, K, 4] as the mean of all of its class by their scores [B, K] and their overlap with it [B, K, K].
 
     Locations about an object err apart, and their mean errs less (box voting: arXiv 1505.01749; weighted by overlap as
     in arXiv 1809.08545, so that no vote turns on a threshold).
     """
-    nearness = torch.exp(-(1 - overlaps(boxes, boxes)).square() / NEAR)
+    nearness = torch.exp(-(1 - overlap).square() / NEAR)
     votes = nearness * scores.unsqueeze(1) * (labels.unsqueeze(2) == labels.unsqueeze(1))
     return votes @ boxes / votes.sum(dim=2, keepdim=True).clamp_min(1e-9)
 
@@ -100,8 +102,9 @@ def detections(
     labels = places % num_classes
     where = places // num_classes if boxes.ndim == 3 else places
     located = boxes.reshape(len(boxes), -1, 4).gather(1, where.unsqueeze(2).expand(-1, -1, 4))
-    stays = kept(located, labels, chosen >= least_score, most_overlap=most_overlap)
-    located = voted(located, labels, chosen) if vote else located
+    overlap = overlaps(located, located)
+    stays = kept(overlap, labels, chosen >= least_score, most_overlap=most_overlap)
+    located = voted(located, overlap, labels, chosen) if vote else located
     # What stays goes first, in its order: the key counts down.
     order = stays.to(torch.int64) * chosen.shape[1] + torch.arange(chosen.shape[1] - 1, -1, -1, device=boxes.device)
     first = order.topk(min(most, chosen.shape[1]), dim=1).indices

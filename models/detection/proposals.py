@@ -44,7 +44,9 @@ def proposals(logits: Tensor, located: Tensor, sizes: Sequence[int], *, most: in
         chosen, places = boxes.best(own / RANGE, min(PER_LEVEL, own.shape[1]))
         candidates = located.gather(1, (places + first).unsqueeze(2).expand(-1, -1, 4))
         is_there = ((candidates[..., 2:] - candidates[..., :2]) >= SMALLEST).all(dim=2)
-        stays = boxes.kept(candidates, torch.zeros_like(places), is_there, most_overlap=MOST_OVERLAP)
+        stays = boxes.kept(
+            boxes.overlaps(candidates, candidates), torch.zeros_like(places), is_there, most_overlap=MOST_OVERLAP
+        )
         scores.append(torch.where(stays, chosen, NONE))
         anchors.append(places + first)
     every = torch.cat(anchors, dim=1)

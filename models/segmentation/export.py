@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.graph import Graph
 
 ROWS = 2  # of the example
+TOLERANCE = 1e-3  # the largest of what all pixels of all pictures are rounded by
 
 
 class Segmenter(nn.Module):
@@ -37,4 +38,5 @@ def graph_of(scorer: nn.Module, schema: Mapping[str, Any]) -> Graph:
         inputs={"image": image.to(torch.uint8)},
         outputs=("class_map", "probability"),
         dynamic={"image": {0: "rows", 1: "height", 2: "width"}},
+        tolerance=TOLERANCE,
     )

@@ -85,7 +85,7 @@ def test_suppression_is_greedy(most_overlap):
     located = torch.stack([random_boxes(120, seed=seed) for seed in range(3)])
     scores = torch.rand(3, 120, generator=torch.Generator().manual_seed(0)).sort(dim=1, descending=True).values
     labels = torch.randint(0, 2, (3, 120), generator=torch.Generator().manual_seed(0))
-    stays = boxes.kept(located, labels, scores > 0.1, most_overlap=most_overlap)
+    stays = boxes.kept(boxes.overlaps(located, located), labels, scores > 0.1, most_overlap=most_overlap)
     for row in range(3):
         is_there = scores[row] > 0.1
         expected = torchvision.ops.batched_nms(
@@ -332,7 +332,7 @@ def test_a_detector_that_there_is_not_is_named():
 def test_boxes_are_voted_on_by_those_of_their_class_that_overlap_them():
     located = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 12], [0, 0, 10, 12], [50, 50, 60, 60]]])
     labels, scores = torch.tensor([[1, 1, 2, 1]]), torch.tensor([[0.8, 0.4, 0.9, 0.9]])
-    found = boxes.voted(located, labels, scores)
+    found = boxes.voted(located, boxes.overlaps(located, located), labels, scores)
     near = 0.4 * np.exp(-((1 - 100 / 120) ** 2) / boxes.NEAR)  # what the second's vote weighs at the first's place
     torch.testing.assert_close(found[0, 0], torch.tensor([0, 0, 10, 10 + 2 * near / (0.8 + near)], dtype=torch.float32))
     torch.testing.assert_close(found[0, 2:], located[0, 2:])

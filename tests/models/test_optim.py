@@ -123,6 +123,16 @@ def test_groups_have_rates_of_their_own_and_what_is_frozen_is_averaged_with_noth
     assert 0 < (average[3].weight - begun[3].weight).abs().max() < (network[3].weight - begun[3].weight).abs().max()
 
 
+def test_where_there_are_few_steps_the_rate_rises_no_faster_than_it_may():
+    rates = [
+        learning_rate(step, peak=3.0, warmup_steps=4, total_steps=40, schedule="cosine", least_warmup=300)
+        for step in range(40)
+    ]
+    assert rates[:20] == pytest.approx([0.01 * step for step in range(1, 21)])
+    assert max(rates) < 0.35
+    assert rates[-1] < 0.01
+
+
 @pytest.mark.parametrize(
     ("step", "schedule", "expected"),
     [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from train.export import gate, session, timing
+from train.export.contest import repeated
 from train.export.gate import Decision, Measured, Rule, decide
 from train.export.quantize import Candidate, candidates
 from train.export.timing import Latency, Setting
@@ -321,3 +322,8 @@ def test_texts_reach_the_measuring_process(tmp_path: Path) -> None:
     save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(tmp_path / "texts.onnx"))
     rows: dict[str, NDArray[Any]] = {"x": np.array(["a", "é", ""] * 30, dtype=object)}
     assert timing.peak_memory({"texts": (tmp_path / "texts.onnx", rows)})["texts"] >= 0
+
+
+def test_where_there_are_fewer_rows_than_a_batch_has_they_are_taken_again():
+    found = repeated({"image": np.arange(6).reshape(3, 2)}, 7)
+    assert found["image"][:, 0].tolist() == [0, 2, 4, 0, 2, 4, 0]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from train.export.source import Arrays, Source, arrays
 
 FLOAT32 = "float32"
 PARITY_ROWS = 1_000
+LARGEST_BATCH = 64  # that is timed
 SAME = 2e-3  # of a metric through another runtime: rounding makes and breaks ties
 
 
@@ -283,9 +285,15 @@ def _calibration(source: Source, variant: Variant, num_rows: int, name: str) -> 
         yield arrays(given, list(offered.flat))
 
 
+def repeated(rows: Arrays, num: int) -> Arrays:
+    """So many rows, taken again from the first where there are fewer."""
+    return {name: values[np.arange(num) % len(values)] for name, values in rows.items()}
+
+
 def _time(source: Source, entries: dict[str, Entry], rounds: int) -> dict[str, timing.Latency]:
     """Time all versions and the run's network in turns, graph by graph; return the network's."""
-    variants, raw = {entry.variant.name: entry.variant for entry in entries.values()}, source.raw(64)
+    variants = {entry.variant.name: entry.variant for entry in entries.values()}
+    raw = repeated(source.raw(LARGEST_BATCH), LARGEST_BATCH)
     # A pruned decoder takes fewer keys and values than the run's own.
     rows = {name: variant.inputs(source.datamodule, raw) for name, variant in variants.items()}
     in_all: list[dict[str, dict[str, timing.Latency]]] = []

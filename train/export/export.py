@@ -45,8 +45,10 @@ def export(cfg: DictConfig) -> Path:
         place.mkdir(exist_ok=True)
         check_output(output)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=place) as work, screen.console.status("exporting") as status:
-        outcome = hold(source, cfg, Path(work), place, status.update)
-        status.update(f"testing {outcome.winner}")
+        # Where no spinner turns, in a log, a line each tells that it has not stopped.
+        tell = status.update if screen.console.is_terminal else screen.console.print
+        outcome = hold(source, cfg, Path(work), place, tell)
+        tell(f"testing {outcome.winner}")
         tested = test(source, outcome, Path(work))
         folder = Path(work) / "bundle"
         files(folder, source, outcome, tested, cfg)
