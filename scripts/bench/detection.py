@@ -36,8 +36,8 @@ from train import screen
 DATA: dict[str, list[str]] = {
     "scenes": [],
     "pennfudan": [
-        *("data=penn_fudan", "data.path={folder}", "data.image_size=[192,256]", "trainer.max_epochs=75"),
-        *("data.batch_size=8", "+trainer.check_val_every_n_epoch=5", "model.lr=5.5e-3"),
+        *("data=penn_fudan", "data.path={folder}", "data.image_size=[192,256]", "trainer.max_epochs=150"),
+        *("data.batch_size=8", "+trainer.check_val_every_n_epoch=10", "model.optimizer=adamw", "model.lr=3e-3"),
     ],
 }
 MOST = 100  # detections of an image
