@@ -16,7 +16,7 @@ SIZE = 0.2  # root mean square of an update of AdamW's, to which that of a kerne
 ITERATIONS = 5
 POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: it lifts small values fast and keeps all between 0.7 and 1.2
 LEAST_NORM = 1e-7
-LEAST_WARMUP = 300  # steps: full ones throw a network that knows nothing far away
+LEAST_WARMUP = 100  # steps: full ones throw a network that knows nothing far away
 
 
 class Muon(torch.optim.AdamW):
