@@ -38,7 +38,7 @@ def test_a_file_that_goes_away_in_training_is_told_in_a_sentence(folder, tmp_pat
         "from datamodules.vision.undecoded import Undecoded\n"
         "was = Undecoded._decoded\n"
         "def gone(self, row):\n"
-        f"    [path.unlink() for path in pathlib.Path({str(folder)!r}).rglob('*.jpg')]\n"
+        f"    [path.unlink(missing_ok=True) for path in pathlib.Path({str(folder)!r}).rglob('*.jpg')]\n"
         "    return was(self, row)\n"
         "Undecoded._decoded = gone\n"
         "sys.argv[0] = 'train'\n"
