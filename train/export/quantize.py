@@ -6,6 +6,7 @@ graph and rows give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,12 +140,14 @@ def pre_processed(float32: Path) -> ModelProto:
     """Infer shapes and fold constants, which the quantizers ask for."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder:
+    given = str(float32.resolve())
+    # Symbolic inference does not know each operator, and leaves what it had in the working folder where it fails.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         path = Path(folder) / "prepared.onnx"
         try:
-            quant_pre_process(str(float32), str(path))
-        except Exception:  # symbolic inference does not know each operator; the quantizers can do without it
-            quant_pre_process(str(float32), str(path), skip_symbolic_shape=True)
+            quant_pre_process(given, str(path))
+        except Exception:  # the quantizers can do without it
+            quant_pre_process(given, str(path), skip_symbolic_shape=True)
         return layers.load(path)
 
 
