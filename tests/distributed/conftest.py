@@ -147,7 +147,7 @@ class Hosts:
     def close(self) -> None:
         subprocess.run([TESTBED / "hosts_down.sh", self.folder], check=True, timeout=30)
         for process in self.processes:
-            process.wait(timeout=300)
+            process.wait(timeout=10)
 
     def start(self, number: int, log: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command on host 1 or 2, its output to a file; gloo learns which network to use."""
@@ -199,7 +199,7 @@ def until_saved() -> Callable[[Path], None]:
     """Waits until a run trains and has saved twice."""
 
     def until_saved(run: Path) -> None:
-        wait(f"two checkpoints in {run}", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 300)
+        wait(f"two checkpoints in {run}", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 90)
 
     return until_saved
 

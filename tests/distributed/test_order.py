@@ -38,7 +38,7 @@ class Runs:
                 cwd=self.folder,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=180,
             )
             assert done.returncode == 0, done.stderr[-3000:]
         return [torch.load(kept / f"rank{rank}.pt") for rank in range(num_processes)]

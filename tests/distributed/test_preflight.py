@@ -271,7 +271,7 @@ def test_a_host_with_a_disk_of_its_own_is_named(
         here = ["env", "--chdir", str(tmp_path / f"disk{number}")]
         command = [*here, *launcher, f"--node-rank={number - 1}", "-m", "train.doctor", *small_run]
         started.append(hosts.start(number, tmp_path / f"{number}.log", *command))
-    wait_until("both to end", lambda: all(process.poll() is not None for process in started), 300)
+    wait_until("both to end", lambda: all(process.poll() is not None for process in started), 150)
     told = (tmp_path / "1.log").read_text()
     assert f"run folder, host {hosts.names[1]} (rank 1): does not see the file that rank 0 wrote in" in told
     assert "│ round trip │ ok" in told
@@ -287,7 +287,7 @@ def test_a_job_of_two_nodes_can_be_requeued_if_they_find_each_other(
 
     def srun(**environment: str) -> subprocess.CompletedProcess[str]:
         here = {**slurm.environment, **environment}
-        return subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=180, check=False)
 
     done = srun(MASTER_ADDR="127.0.0.1")  # the nodes of the testbed are one host
     assert done.returncode == 0, done.stderr

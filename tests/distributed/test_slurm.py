@@ -124,7 +124,7 @@ def test_a_job_saves_and_requeues_itself_before_its_time_is_up(
     for task in tasks:
         os.kill(task, signal.SIGSTOP)
     slurm.call("scontrol", "update", f"JobId={number}", f"EndTime={clock(seconds_from_now=90)}")
-    wait_until("SLURM's warning", lambda: all(warned(task) for task in tasks), 300)
+    wait_until("SLURM's warning", lambda: all(warned(task) for task in tasks), 60)
     for task in tasks:
         with contextlib.suppress(ProcessLookupError):
             os.kill(task, signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_scancel_stops_for_good_and_leaves_a_whole_checkpoint(
 ) -> None:
     number, run = started()
     slurm.call("scancel", number)
-    wait_until("the end of both ranks", lambda: not trainers(slurm), 300)
+    wait_until("the end of both ranks", lambda: not trainers(slurm), 30)
     assert slurm.wait_for(number, "CANCELLED")["Restarts"] == "0"
     screen = (run.parents[2] / f"slurm-{number}.out").read_text()
     assert f"Saved step {steps_of(run)[-1]}" in screen

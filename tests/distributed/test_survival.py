@@ -39,7 +39,7 @@ class Job:
     def run(self, name: str, *overrides: str, **how: object) -> tuple[int, str]:
         """Return the exit code and all that was printed."""
         process = self.start(name, *overrides, **how)
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=180)
         return process.returncode, printed
 
     def records(self, name: str) -> Path:
@@ -86,7 +86,7 @@ def test_when_a_rank_raises_all_end_and_its_traceback_is_shown_once(job: Job, ra
         assert process.poll() is None
         time.sleep(0.2)
     raised = time.monotonic()
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=60)
     assert time.monotonic() - raised < 30
     assert process.returncode != 0
     assert printed.count("ArithmeticError: broken on purpose") == 1
@@ -125,7 +125,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(job: Job) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=60)
     assert time.monotonic() - asked < 30
     assert "Stopped by a signal. Saved step" in printed
     saved = int(re.search(r"Saved step ([\d,]+)", printed)[1].replace(",", ""))

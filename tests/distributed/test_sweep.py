@@ -129,19 +129,19 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_ends_as_if_nothing_had_b
     long = ("trials=1", "trainer.max_epochs=40", "checkpoint.every_n_steps=20", "pruner=none")
     first = sweep.start(*long)
     run = sweep.folder / "runs" / "fraud-sweep" / "default" / "fraud" / "0000"
-    wait_until("a checkpoint", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 300)
+    wait_until("a checkpoint", lambda: len(list(run.glob("checkpoints/step=*.ckpt"))) > 1, 90)
     first.kill()
     first.wait()
     assert sweep.slots(1)[0].state == "running"
     second = sweep.start(*long)
-    assert second.wait(timeout=300) == 0
+    assert second.wait(timeout=120) == 0
     assert "going on from" in (run / "train.log").read_text()
     (slot,) = sweep.slots(1)
     assert slot.state == "complete"
     assert len(slot.attempts) == 2
     undisturbed = Sweep(sweep.folder / "again", sweep.overrides)
     undisturbed.folder.mkdir()
-    assert undisturbed.start(*long).wait(timeout=300) == 0
+    assert undisturbed.start(*long).wait(timeout=120) == 0
     (expected,) = undisturbed.slots(1)
     assert slot.trial is not None
     assert expected.trial is not None
@@ -156,7 +156,7 @@ def test_a_trial_of_two_processes_is_pruned_on_both_at_once(sweep: Sweep, wait_u
     space = "++space={model.lr:[0.01,1.0e-07]}"
     rule = ("sampler=grid", "pruner=median", "+pruner_options.n_startup_trials=1")
     process = sweep.start(*several, "sweep=none", space, *rule)
-    assert process.wait(timeout=300) == 0, (sweep.folder / "0.out").read_text()
+    assert process.wait(timeout=180) == 0, (sweep.folder / "0.out").read_text()
     first, second = sweep.slots(2)
     assert (first.state, second.state) == ("complete", "pruned")
     assert second.trial is not None
@@ -184,12 +184,12 @@ def test_a_signal_saves_the_trials_in_flight_and_the_study_goes_on(
     long = ("trials=2", "trainer.max_epochs=60", "checkpoint.every_n_steps=20", "pruner=none", "workers=2")
     process = sweep.start(*long)
     runs = sweep.folder / "runs" / "fraud-sweep" / "default" / "fraud"
-    wait_until("both train", lambda: len({path.parts[-3] for path in runs.glob("0*/checkpoints/step=*")}) == 2, 300)
+    wait_until("both train", lambda: len({path.parts[-3] for path in runs.glob("0*/checkpoints/step=*")}) == 2, 90)
     process.send_signal(number)
-    assert process.wait(timeout=300) == 75
+    assert process.wait(timeout=30) == 75
     assert {slot.state for slot in sweep.slots(2)} == {"free"}
     assert no_process_is_left(sweep.folder)
-    assert sweep.start(*long).wait(timeout=300) == 0
+    assert sweep.start(*long).wait(timeout=120) == 0
     check_each_done_once(sweep.slots(2), sweep.trials(), 2)
     assert all("going on from" in (runs / name / "train.log").read_text() for name in ("0000", "0001"))
 
@@ -257,6 +257,6 @@ class Postgres:
         log = self.folder.with_suffix(".out")
         with log.open("w") as output:  # the server would hold a pipe open
             command = [self.script, verb, str(self.folder), *more]
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=300).returncode
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=90).returncode
         assert code == 0, log.read_text()
         return log.read_text().strip().splitlines()[-1] if log.read_text().strip() else ""
